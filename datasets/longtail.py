@@ -1,0 +1,70 @@
+"""The long-tail rule: how many images each class gets, and which ones. Pure functions, no global random state."""
+
+import hashlib
+import math
+
+import numpy as np
+
+
+def longtail_counts(n_max, factor, num_classes):
+    """Images of each class by the CIFAR rule, n_i = int(n_max * (1 / factor) ** (i / (C - 1))).
+
+    n_max: images of the largest class (position 0), at least 1.
+    factor: imbalance factor, largest over smallest class, finite and at least 1 (1: balanced).
+    num_classes: C, at least 1; with C = 1 the result is [n_max].
+    Returns int64 (C,), never increasing. The rule truncates, so a class is empty where n_max < factor.
+    Raises ValueError for a value outside these ranges.
+    """
+    if not n_max >= 1:
+        raise ValueError(f"n_max is {n_max}; expected at least 1 image in the largest class")
+    if not (factor >= 1 and math.isfinite(factor)):
+        raise ValueError(f"the imbalance factor is {factor}; expected a finite number >= 1 (1: balanced)")
+    if not num_classes >= 1:
+        raise ValueError(f"num_classes is {num_classes}; expected at least 1")
+    last = max(num_classes - 1, 1)
+    return np.array([int(n_max * (1 / factor) ** (i / last)) for i in range(num_classes)], dtype=np.int64)
+
+
+def draw(labels, counts, seed):
+    """Draw counts[k] images of each class k without replacement.
+
+    labels: integers (N,), each in [0, C).  counts: integers (C,), images asked of each class.
+    seed: integer >= 0.
+    Returns the drawn positions in labels, int64 (sum of counts,), ascending.
+
+    The draw is a function of (labels, counts, seed) alone. Class k takes a prefix of its own permutation, keyed by
+    (seed, k): its images do not depend on the other classes' counts, and a smaller draw is part of every larger one.
+    Raises ValueError for labels outside [0, C), a negative count or seed, or more images than a class has.
+    """
+    labels, counts = _integers(labels, "labels"), _integers(counts, "counts")
+    if seed < 0:
+        raise ValueError(f"the seed of the draw is {seed}; expected an integer >= 0")
+    if labels.size and not (labels.min() >= 0 and labels.max() < len(counts)):
+        raise ValueError(f"labels go from {labels.min()} to {labels.max()}; expected 0 to {len(counts) - 1}, "
+                         f"since counts names {len(counts)} classes")
+    drawn = [np.empty(0, dtype=np.int64)]
+    for k, count in enumerate(counts.tolist()):
+        members = np.flatnonzero(labels == k)
+        if not 0 <= count <= len(members):
+            raise ValueError(f"class {k}: found {len(members)} images, asked for {count}; "
+                             f"ask for 0 to {len(members)} (a smaller n_max, or a larger imbalance factor)")
+        # RandomState, because numpy promises never to change its stream; spawn_key keeps (seed, k) pairs distinct.
+        bits = np.random.MT19937(np.random.SeedSequence(seed, spawn_key=(k,)))
+        drawn.append(members[np.random.RandomState(bits).permutation(len(members))[:count]])
+    return np.sort(np.concatenate(drawn)).astype(np.int64)
+
+
+def indices_hash(indices):
+    """SHA-256 (64 hex digits) of integers (N,) as little-endian int64 bytes: the identity of a draw, order included.
+
+    Raises ValueError if indices are not integers in one dimension.
+    """
+    return hashlib.sha256(_integers(indices, "indices").astype("<i8").tobytes()).hexdigest()
+
+
+def _integers(values, name):
+    """values as an int64 array (N,); ValueError if they are not integers in one dimension."""
+    array = np.asarray(values)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise ValueError(f"{name}: found dtype {array.dtype}, shape {array.shape}; expected integers of shape (N,)")
+    return array.astype(np.int64)
