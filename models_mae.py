@@ -1,0 +1,213 @@
+"""Stage 1, masked generative pretraining (MGP): the masked autoencoder of He et al., CVPR 2022.
+
+Shapes: N images, C channels, (H, W) pixels, p patch size, (h, w) patch grid, L = h * w patches, K kept (visible)
+patches, D width. In a mask 1 is removed, 0 is kept.
+"""
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from timm.layers import PatchEmbed
+from timm.models.vision_transformer import Block
+from torch import nn
+
+from util.pos_embed import sincos_2d
+
+# name: (patch size, width, depth, heads); MAE's names, and the ViT sizes of Dosovitskiy et al. and Touvron et al.
+SIZES = {
+    "tiny_patch16": (16, 192, 12, 3),
+    "small_patch16": (16, 384, 12, 6),
+    "base_patch16": (16, 768, 12, 12),
+    "large_patch16": (16, 1024, 24, 16),
+    "huge_patch14": (14, 1280, 32, 16),
+}
+MODELS = {f"mae_vit_{size}": shape for size, shape in SIZES.items()}
+LayerNorm = partial(nn.LayerNorm, eps=1e-6)
+
+
+def as_pair(size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
+    """One number for a square, or (height, width)."""
+    if isinstance(size, int):
+        return size, size
+    return (size[0], size[0]) if len(size) == 1 else (size[0], size[1])
+
+
+def patch_grid(img_size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:
+    """(H, W) -> (h, w). Raises ValueError where the patch does not divide the image."""
+    height, width = as_pair(img_size)
+    if height % patch_size or width % patch_size or height < patch_size or width < patch_size:
+        raise ValueError(f"input size {height} x {width} is no multiple of the patch size {patch_size}: change "
+                         "--input_size or --patch_size")
+    return height // patch_size, width // patch_size
+
+
+def model_shape(models: dict, name: str, patch_size=None, embed_dim=None, depth=None, num_heads=None) -> tuple:
+    """The row of `name` in a table of models with the given overrides: (patch size, width, depth, heads)."""
+    if name not in models:
+        raise ValueError(f"unknown model {name!r}; known: {', '.join(models)}")
+    overrides = {"--patch_size": patch_size, "--embed_dim": embed_dim, "--depth": depth, "--num_heads": num_heads}
+    for flag, value in overrides.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{flag} must be at least 1, not {value}")
+    shape = tuple(given or default for given, default in zip(overrides.values(), models[name], strict=True))
+    check_heads(shape[1], shape[3])
+    return shape
+
+
+def check_heads(dim: int, num_heads: int, prefix: str = "") -> None:
+    """Raise ValueError where the heads do not divide the width."""
+    if dim % num_heads:
+        raise ValueError(f"width {dim} is no multiple of {num_heads} heads: change --{prefix}embed_dim or "
+                         f"--{prefix}num_heads")
+
+
+def random_masking(noise: torch.Tensor, mask_ratio: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Per-sample random masking: keep the K = round(L * (1 - mask_ratio)) patches of least noise.
+
+    noise (N, L) -> ids_keep (N, K), mask (N, L) with 1 removed, ids_restore (N, L), which puts the sequence
+    [kept patches, removed patches] back into image order. At least one patch is kept and one removed.
+    """
+    N, L = noise.shape
+    if not 0 < mask_ratio < 1:
+        raise ValueError(f"mask ratio must lie between 0 and 1, both excluded, not {mask_ratio}: change --mask_ratio")
+    if L < 2:
+        raise ValueError("an image of one patch cannot be masked: use a smaller --patch_size or a larger --input_size")
+    keep = min(max(round(L * (1 - mask_ratio)), 1), L - 1)
+    ids_shuffle = noise.argsort(dim=1)
+    ids_restore = ids_shuffle.argsort(dim=1)
+    mask = (ids_restore >= keep).to(torch.float32)
+    return ids_shuffle[:, :keep], mask, ids_restore
+
+
+class MaskedAutoencoderViT(nn.Module):
+    """Masked autoencoder with a ViT encoder that sees the visible patches only, and a light ViT decoder.
+
+    Parameter names are MAE's, so published weights load by name. Positions are fixed.
+    """
+
+    def __init__(self, img_size=224, patch_size=16, in_chans=3, embed_dim=768, depth=12, num_heads=12,
+                 decoder_embed_dim=512, decoder_depth=8, decoder_num_heads=16, mlp_ratio=4.0, norm_pix_loss=False):
+        super().__init__()
+        check_heads(embed_dim, num_heads)
+        check_heads(decoder_embed_dim, decoder_num_heads, "decoder_")
+        self.img_size, self.patch_size, self.in_chans = as_pair(img_size), patch_size, in_chans
+        self.grid = patch_grid(img_size, patch_size)
+        self.norm_pix_loss = norm_pix_loss
+
+        self.patch_embed = PatchEmbed(self.img_size, patch_size, in_chans, embed_dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.pos_embed = nn.Parameter(sincos_2d(embed_dim, self.grid), requires_grad=False)
+        self.blocks = nn.ModuleList(
+            Block(embed_dim, num_heads, mlp_ratio, qkv_bias=True, norm_layer=LayerNorm) for _ in range(depth))
+        self.norm = LayerNorm(embed_dim)
+
+        self.decoder_embed = nn.Linear(embed_dim, decoder_embed_dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_embed_dim))
+        self.decoder_pos_embed = nn.Parameter(sincos_2d(decoder_embed_dim, self.grid), requires_grad=False)
+        self.decoder_blocks = nn.ModuleList(
+            Block(decoder_embed_dim, decoder_num_heads, mlp_ratio, qkv_bias=True, norm_layer=LayerNorm)
+            for _ in range(decoder_depth))
+        self.decoder_norm = LayerNorm(decoder_embed_dim)
+        self.decoder_pred = nn.Linear(decoder_embed_dim, patch_size**2 * in_chans)
+        self._initialize()
+
+    def _initialize(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        # The patch embedding is a linear map of the flattened patch and starts as one, not as a convolution.
+        nn.init.xavier_uniform_(self.patch_embed.proj.weight.data.flatten(1))
+        nn.init.zeros_(self.patch_embed.proj.bias)
+        nn.init.normal_(self.cls_token, std=0.02)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def patchify(self, imgs: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) -> (N, L, p * p * C), the channel running fastest."""
+        N, C, H, W = imgs.shape
+        if (C, H, W) != (self.in_chans, *self.img_size):
+            raise ValueError(f"images of {C} x {H} x {W} (channels, height, width) given to a model built for "
+                             f"{self.in_chans} x {self.img_size[0]} x {self.img_size[1]}")
+        (h, w), p = self.grid, self.patch_size
+        return imgs.reshape(N, C, h, p, w, p).permute(0, 2, 4, 3, 5, 1).reshape(N, h * w, p * p * C)
+
+    def unpatchify(self, patches: torch.Tensor) -> torch.Tensor:
+        """(N, L, p * p * C) -> (N, C, H, W)."""
+        N = patches.shape[0]
+        (h, w), p, C = self.grid, self.patch_size, self.in_chans
+        return patches.reshape(N, h, w, p, p, C).permute(0, 5, 1, 3, 2, 4).reshape(N, C, h * p, w * p)
+
+    def forward_encoder(self, patches: torch.Tensor, ids_keep: torch.Tensor) -> torch.Tensor:
+        """Encode the visible patches: patches (N, L, p * p * C), ids_keep (N, K) -> latent (N, 1 + K, D)."""
+        N, K = ids_keep.shape
+        visible = patches.gather(1, ids_keep.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))  # (N, K, p * p * C)
+        # Embedding after the gather: removed patches cost nothing. The weight's axes follow patchify's order.
+        weight = self.patch_embed.proj.weight.permute(0, 2, 3, 1).flatten(1)
+        x = F.linear(visible, weight, self.patch_embed.proj.bias)
+        positions = self.pos_embed[0, 1:][ids_keep]  # (N, K, D)
+        cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(N, -1, -1)
+        x = torch.cat([cls_token.to(x.dtype), x + positions], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    def forward_decoder(self, latent: torch.Tensor, ids_restore: torch.Tensor) -> torch.Tensor:
+        """latent (N, 1 + K, D), ids_restore (N, L) -> predicted patches (N, L, p * p * C)."""
+        x = self.decoder_embed(latent)
+        N, L = ids_restore.shape
+        mask_tokens = self.mask_token.to(x.dtype).expand(N, L + 1 - x.shape[1], -1)
+        patches = torch.cat([x[:, 1:], mask_tokens], dim=1)
+        patches = patches.gather(1, ids_restore.unsqueeze(-1).expand(-1, -1, x.shape[2]))
+        x = torch.cat([x[:, :1], patches], dim=1) + self.decoder_pos_embed
+        for block in self.decoder_blocks:
+            x = block(x)
+        return self.decoder_pred(self.decoder_norm(x))[:, 1:]
+
+    def forward_loss(self, patches: torch.Tensor, pred: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Mean squared error on the removed patches: (N, L, p * p * C) twice, mask (N, L) -> scalar, in float32."""
+        target = patches.float()
+        if self.norm_pix_loss:
+            mean, std = patch_statistics(target)
+            target = (target - mean) / std
+        error = (pred.float() - target).square().mean(dim=-1)  # (N, L)
+        return (error * mask).sum() / mask.sum()
+
+    def forward(self, imgs: torch.Tensor, mask_ratio: float = 0.75, noise: torch.Tensor | None = None):
+        """imgs (N, C, H, W) normalised -> loss (scalar), prediction (N, L, p * p * C), mask (N, L) with 1 removed.
+
+        noise (N, L) decides the mask; by default it is drawn from the device's generator.
+        """
+        patches = self.patchify(imgs)
+        if noise is None:
+            noise = torch.rand(patches.shape[:2], device=imgs.device)
+        ids_keep, mask, ids_restore = random_masking(noise, mask_ratio)
+        pred = self.forward_decoder(self.forward_encoder(patches, ids_keep), ids_restore)
+        return self.forward_loss(patches, pred, mask), pred, mask
+
+    @torch.no_grad()
+    def reconstruct(self, imgs: torch.Tensor, mask_ratio: float = 0.75, noise: torch.Tensor | None = None):
+        """imgs (N, C, H, W) -> (reconstruction, mask), both (N, C, H, W) in the scale of `imgs`.
+
+        Under norm_pix_loss the network predicts normalised patches; each is undone with the mean and deviation of the
+        true patch, which a picture for the eye may know. Visible patches too are the network's; paste the true ones
+        with torch.where(mask.bool(), reconstruction, imgs).
+        """
+        _, pred, mask = self(imgs, mask_ratio, noise)
+        pred = pred.float()
+        if self.norm_pix_loss:
+            mean, std = patch_statistics(self.patchify(imgs).float())
+            pred = pred * std + mean
+        return self.unpatchify(pred), self.unpatchify(mask.unsqueeze(-1).expand_as(pred))
+
+
+def patch_statistics(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N, L, p * p * C) -> mean and deviation of each patch, (N, L, 1) each; 1e-6 keeps flat patches finite."""
+    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+    return mean, (variance + 1e-6).sqrt()
+
+
+def build_mae(name: str, img_size=224, in_chans: int = 3, patch_size: int | None = None, embed_dim: int | None = None,
+              depth: int | None = None, num_heads: int | None = None, **decoder) -> MaskedAutoencoderViT:
+    """A model of `MODELS` by name, with overrides; `decoder` takes the remaining arguments of the class."""
+    patch, dim, layers, heads = model_shape(MODELS, name, patch_size, embed_dim, depth, num_heads)
+    return MaskedAutoencoderViT(img_size, patch, in_chans, dim, layers, heads, **decoder)
