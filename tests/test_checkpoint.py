@@ -1,0 +1,101 @@
+"""Checkpoints: whole at any moment, plain data only, and each wrong file named for what it is."""
+import argparse
+import os
+import pickle
+
+import pytest
+import torch
+
+from util.checkpoint import KEYS, load_checkpoint, save_checkpoint
+
+
+def a_state(**changes):
+    return {**dict.fromkeys(KEYS[1:]), "stage": "pretrain", "model": {"w": torch.arange(1000.0)}, **changes}
+
+
+def test_round_trip_opens_with_weights_only(tmp_path):
+    path = tmp_path / "last.pth"
+    save_checkpoint(path, a_state())
+    assert set(torch.load(path, weights_only=True)) == set(KEYS)
+    assert torch.equal(load_checkpoint(path, "pretrain")["model"]["w"], torch.arange(1000.0))
+    assert os.listdir(tmp_path) == ["last.pth"]
+
+
+def test_a_failed_save_leaves_the_old_file_whole(tmp_path, monkeypatch):
+    path = tmp_path / "last.pth"
+    save_checkpoint(path, a_state())
+    before = path.read_bytes()
+
+    def full(state, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(path, a_state(model={}))
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["last.pth"]
+
+
+class Runs:
+    """A pickle that would run code when opened."""
+
+    def __init__(self, marker):
+        self.marker = str(marker)
+
+    def __reduce__(self):
+        return os.mkdir, (self.marker,)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused_and_nothing_ran(tmp_path):
+    path, marker = tmp_path / "last.pth", tmp_path / "ran"
+    torch.save({"format": "livt-1", "model": Runs(marker)}, path)
+    with pytest.raises(ValueError, match="last.pth is refused: .*could run code"):
+        load_checkpoint(path)
+    path.write_bytes(pickle.dumps(Runs(marker), protocol=2))
+    with pytest.raises(ValueError, match="last.pth is refused"):
+        load_checkpoint(path)
+    assert not marker.exists()
+    pickle.loads(pickle.dumps(Runs(marker)))  # it does run where it is allowed to
+    assert marker.exists()
+
+
+def test_a_pickled_namespace_is_refused(tmp_path):
+    torch.save({"model": {}, "args": argparse.Namespace(lr=1)}, tmp_path / "mae.pth")
+    with pytest.raises(ValueError, match="holds more than tensors and plain values"):
+        load_checkpoint(tmp_path / "mae.pth")
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.99])
+def test_a_truncated_file_is_named_as_damaged(tmp_path, share):
+    path = tmp_path / "last.pth"
+    save_checkpoint(path, a_state())
+    data = path.read_bytes()
+    path.write_bytes(data[:int(len(data) * share)])
+    with pytest.raises(ValueError, match="last.pth is (damaged or no checkpoint|refused)") as error:
+        load_checkpoint(path)
+    assert "\n" not in str(error.value)
+
+
+def test_other_files_are_named_for_what_they_are(tmp_path):
+    with pytest.raises(ValueError, match="no checkpoint at .*none.pth"):
+        load_checkpoint(tmp_path / "none.pth")
+    with pytest.raises(ValueError, match="no checkpoint at"):
+        load_checkpoint(tmp_path)
+    torch.save({"state_dict": {}, "arch": "vit"}, tmp_path / "foreign.pth")
+    with pytest.raises(ValueError, match="no checkpoint of this project: .* found 'the keys state_dict, arch'"):
+        load_checkpoint(tmp_path / "foreign.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(ValueError, match="found 'list'"):
+        load_checkpoint(tmp_path / "list.pth")
+    torch.save({"format": "livt-1", "model": {}}, tmp_path / "less.pth")
+    with pytest.raises(ValueError, match="incomplete checkpoint: stage, optimizer"):
+        load_checkpoint(tmp_path / "less.pth")
+    (tmp_path / "text.pth").write_text("hello, this is a text")
+    with pytest.raises(ValueError, match="text.pth is (refused|damaged)"):
+        load_checkpoint(tmp_path / "text.pth")
+
+
+def test_the_other_stage_is_refused(tmp_path):
+    save_checkpoint(tmp_path / "a.pth", a_state(stage="pretrain"))
+    with pytest.raises(ValueError, match="of stage 'pretrain', expected 'finetune'.*--finetune"):
+        load_checkpoint(tmp_path / "a.pth", "finetune")

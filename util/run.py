@@ -1,0 +1,187 @@
+"""The run folder: what a run writes, where it starts from, and what it prints.
+
+    args.json       flags, derived settings, git revision, versions, data hash, class counts
+    log.jsonl       one object an epoch
+    last.pth        the latest checkpoint (util/checkpoint.py)
+    metrics.json    the result of the last epoch
+    predictions.npz logits, labels and sample ids of the evaluation (stage 2)
+    figures/*.png   and TensorBoard's event files
+"""
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+import torchvision
+from tqdm import tqdm
+
+from util.checkpoint import load_checkpoint, replace_file
+
+RUN_FILES = ("args.json", "log.jsonl", "last.pth", "metrics.json", "predictions.npz")
+# Flags that say where and how a run works, not what it computes: they may change when it is continued.
+MAY_CHANGE = {"output_dir", "resume", "device", "num_workers", "log_every", "save_every", "data_path", "max_bad_steps"}
+
+
+def say(message: str) -> None:
+    """One line for the person at the terminal or the log file, at once."""
+    print(message, flush=True)
+
+
+def progress(iterable, total: int, what: str):
+    """A progress bar on a terminal, nothing in a file."""
+    return tqdm(iterable, total=total, desc=what, leave=False, disable=not sys.stderr.isatty())
+
+
+def settings_difference(now: dict, then: dict) -> list[str]:
+    """The settings that a continued run must keep and that differ, each as `--flag now (then there)`."""
+    names = sorted((set(now) | set(then)) - MAY_CHANGE)
+    return [f"--{name} {now.get(name)} ({then.get(name)} there)" for name in names if now.get(name) != then.get(name)]
+
+
+class RunFolder:
+    """The output folder of one run. Nothing is written before `create`."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.last = self.path / "last.pth"
+        self.figures = self.path / "figures"
+        self._tensorboard = None
+
+    def find_start(self, stage: str, settings: dict, resume: str | None) -> tuple[dict | None, str]:
+        """Where the run starts from: (checkpoint or None, words that say so).
+
+        Order: last.pth of this folder, else `resume`, else neither. Raises ValueError where the folder holds a run of
+        other settings, or where `resume` names another file than the last.pth that is there.
+        """
+        source = self.last if self.last.exists() else Path(resume) if resume else None
+        if self.last.exists() and resume and Path(resume).resolve() != self.last.resolve():
+            raise ValueError(f"{self.path} already holds a last.pth, so --resume {resume} would overwrite another run: "
+                             "give another --output_dir, or leave --resume out to continue the run that is there")
+        if source is None:
+            self._check_unfinished(settings)
+            return None, "from scratch"
+        state = load_checkpoint(source, stage)
+        different = settings_difference(settings, state["args"])
+        if different:
+            here = f"{self.path} holds another run" if source == self.last else f"{source} is of another run"
+            raise ValueError(f"{here}: {', '.join(different)}: use the settings that are there, or another --output_dir")
+        if source != self.last:
+            self._check_unfinished(settings)
+            if state["progress"]["epoch"] >= settings["epochs"]:
+                raise ValueError(f"--resume {source} has all its {settings['epochs']} epochs behind it: nothing to continue")
+        return state, f"continuing {source} after epoch {state['progress']['epoch']}"
+
+    def _check_unfinished(self, settings: dict) -> None:
+        """Without a last.pth the folder may hold the beginning of this very run, and no other run."""
+        found = [name for name in RUN_FILES if (self.path / name).exists()]
+        if not found:
+            return
+        try:
+            different = settings_difference(settings, json.loads((self.path / "args.json").read_text())["args"])
+        except (OSError, ValueError, KeyError):
+            different = ["no readable args.json"]
+        if different or "metrics.json" in found:
+            raise ValueError(f"{self.path} holds another run ({', '.join(found)}) and no last.pth to continue "
+                             f"({'; '.join(different)}): give another --output_dir")
+
+    def check_empty(self) -> None:
+        """Raise ValueError where the folder holds a run already."""
+        found = [name for name in RUN_FILES if (self.path / name).exists()]
+        if found:
+            raise ValueError(f"{self.path} already holds {', '.join(found)}: give another --output_dir")
+
+    def check_writable(self) -> None:
+        """Create the folder and raise ValueError where nothing can be written into it."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            raise ValueError(f"cannot write into --output_dir {self.path} ({error.strerror}): give another "
+                             "one") from None
+
+    def create(self, settings: dict, derived: dict, log_lines: int = 0) -> None:
+        """Make the folder, write args.json, and cut log.jsonl to the lines that the checkpoint has seen."""
+        self.check_writable()
+        self.figures.mkdir(exist_ok=True)
+        self.write_json("args.json", {"args": settings, **derived, "git": git_revision(), "versions": versions()})
+        log = self.path / "log.jsonl"
+        lines = log.read_text().splitlines(keepends=True)[:log_lines] if log.exists() else []
+        replace_file(log, lambda file: file.write("".join(lines).encode()))
+
+    @property
+    def tensorboard(self):
+        """The run's SummaryWriter, opened at the first use."""
+        if self._tensorboard is None:
+            from torch.utils.tensorboard import SummaryWriter
+            self._tensorboard = SummaryWriter(str(self.path))
+        return self._tensorboard
+
+    def log(self, record: dict) -> None:
+        """Append one epoch to log.jsonl, to TensorBoard, and print it."""
+        with open(self.path / "log.jsonl", "a") as file:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        flat = {**record, **{f"eval/{key}": value for key, value in record.get("eval", {}).items()}}
+        for key, value in flat.items():
+            if key != "epoch" and isinstance(value, int | float):
+                self.tensorboard.add_scalar(key if "/" in key else f"train/{key}", value, record["epoch"])
+        say(log_line(record))
+
+    def records(self) -> list[dict]:
+        """All lines of log.jsonl."""
+        return [json.loads(line) for line in (self.path / "log.jsonl").read_text().splitlines()]
+
+    def write_json(self, name: str, value: dict) -> None:
+        """Write one JSON file, beside and renamed."""
+        text = json.dumps(value, indent=1, allow_nan=False)
+        replace_file(self.path / name, lambda file: file.write(text.encode()))
+
+    def write_predictions(self, logits: torch.Tensor, labels: torch.Tensor, ids: np.ndarray) -> None:
+        """predictions.npz: logits (N, C) float32, labels (N,), ids (N,)."""
+        replace_file(self.path / "predictions.npz", lambda file: np.savez_compressed(
+            file, logits=logits.float().numpy(), labels=labels.numpy(), ids=ids))
+
+    def close(self) -> None:
+        """Flush TensorBoard's file."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+            self._tensorboard = None
+
+
+def log_line(record: dict) -> str:
+    """One readable line for one object of log.jsonl."""
+    def number(value, form):
+        return "-" if value is None else format(value, form)
+
+    line = (f"epoch {record['epoch']:>3}  loss {number(record['train_loss'], '.4f')}  lr {record['lr']:.2e}  "
+            f"grad {number(record['grad_norm'], '.2f')}  {record['images_per_second']:.0f} images/s")
+    if record["skipped_steps"]:
+        line += f"  {record['skipped_steps']} steps skipped, not finite"
+    if "eval" in record:
+        line += "  | " + "  ".join(f"{key} {number(record['eval'][key], '.1f')}" for key in
+                                   ("overall", "many", "medium", "few"))
+    return line
+
+
+def git_revision() -> str | None:
+    """Commit of the code that runs, with "-dirty" where tracked files differ; None outside a git checkout."""
+    try:
+        run = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], capture_output=True,
+                             text=True, check=True, cwd=Path(__file__).parent)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return run.stdout.strip()
+
+
+def versions() -> dict:
+    """Versions of what the numbers depend on."""
+    return {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
+            "timm": timm.__version__, "numpy": np.__version__, "threads": torch.get_num_threads()}

@@ -1,0 +1,72 @@
+"""Random draws as functions of what they are drawn for.
+
+No generator outlives a draw: each one is seeded from a key such as (seed, "step", 17, 3), so that a run does not depend
+on how many processes or workers it is spread over, nor on what else has drawn before.
+"""
+import contextlib
+import hashlib
+import random
+
+import numpy as np
+import torch
+
+
+def derive_seed(*key) -> int:
+    """A 63-bit seed out of a key of ints and strings; equal keys give equal seeds on every machine and Python."""
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little") >> 1
+
+
+def seed_everything(seed: int, device: torch.device | None = None) -> None:
+    """Seed Python's, NumPy's and torch's global generators, and the one of `device` where that is no CPU."""
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    torch.default_generator.manual_seed(seed)
+    if device is not None and device.type != "cpu":
+        getattr(torch, device.type).manual_seed(seed)
+
+
+@contextlib.contextmanager
+def keep_random_state(device: torch.device | None = None):
+    """Put the global generators (and that of `device`) back as they were, whatever the body has drawn or seeded."""
+    accelerator = None if device is None or device.type == "cpu" else getattr(torch, device.type)
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    on_device = accelerator.get_rng_state(device) if accelerator else None
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+        if accelerator:
+            accelerator.set_rng_state(on_device, device)
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device | None = None):
+    """Seed the global generators for the body only.
+
+    For library code that draws from them (timm's RandAugment, Mixup and DropPath, torchvision's transforms).
+    """
+    with keep_random_state(device):
+        seed_everything(seed, device)
+        yield
+
+
+def rng_state() -> dict:
+    """State of the CPU generators as plain values and tensors (a checkpoint holds it)."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+    }
+
+
+def set_rng_state(state: dict) -> None:
+    """Inverse of `rng_state`."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
