@@ -1,0 +1,104 @@
+"""Batches whose content is a function of (seed, epoch, position in the epoch's order), however many workers there are."""
+import os
+from collections.abc import Callable
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from datasets.imageset import ImageSet
+from datasets.memory import MemoryBatches, ShiftFlip, fits
+from datasets.transforms import eval_transform, train_transform
+from util.seed import derive_seed, keep_random_state, seed_everything
+
+
+class EpochBatches(Sampler):
+    """Micro-batches of keys (index, epoch, position): a new seeded permutation each epoch, the short tail included."""
+
+    def __init__(self, num_samples: int, batch_size: int, seed: int):
+        self.num_samples, self.batch_size, self.seed, self.epoch = num_samples, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration takes."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.num_samples // self.batch_size)
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", self.epoch))
+        order = torch.randperm(self.num_samples, generator=generator).tolist()
+        for start in range(0, self.num_samples, self.batch_size):
+            yield [(index, self.epoch, start + place)
+                   for place, index in enumerate(order[start:start + self.batch_size])]
+
+
+class TrainImages(Dataset):
+    """Augmented images by key (index, epoch, position) -> (image uint8, label)."""
+
+    def __init__(self, images: ImageSet, transform: Callable, seed: int):
+        self.images, self.transform, self.seed = images, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, keys: list[tuple[int, int, int]]) -> list[tuple[torch.Tensor, int]]:
+        # The transforms draw from the global generators, so these are seeded for each sample and put back once.
+        with keep_random_state():
+            return [self._sample(*key) for key in keys]
+
+    def _sample(self, index: int, epoch: int, position: int) -> tuple[torch.Tensor, int]:
+        image = self.images.image(index)
+        seed_everything(derive_seed(self.seed, "sample", epoch, position))
+        return self.transform(image), int(self.images.labels[index])
+
+
+class EvalImages(Dataset):
+    """Images in order -> (image uint8, label)."""
+
+    def __init__(self, images: ImageSet, transform: Callable):
+        self.images, self.transform = images, transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.transform(self.images.image(index)), int(self.images.labels[index])
+
+
+def one_thread(_worker: int) -> None:
+    """A worker is one of many processes on the cores; its own threads would only fight."""
+    torch.set_num_threads(1)
+
+
+def worker_count(images: ImageSet, num_workers: int | None) -> int:
+    """--num_workers, or by default none for images in memory, else one a usable core, up to 10."""
+    if num_workers is not None:
+        return num_workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 0 if images.in_memory else min(10, cores)
+
+
+def train_loader(images: ImageSet, size: tuple[int, int], batch_size: int, seed: int, crop: str = "rrc",
+                 scale: tuple[float, float] = (0.2, 1.0), hflip: float = 0.5, auto_augment: str | None = None,
+                 num_workers: int | None = None, device: torch.device | None = None) -> DataLoader | MemoryBatches:
+    """Micro-batches of augmented (images (n, C, H, W) uint8, labels (n,)); see `train_transform` for the settings.
+
+    Call loader.batch_sampler.set_epoch each epoch. Shifts and flips of images in memory run on the device in batches,
+    everything else in workers; which of the two is a matter of the settings alone, never of the machine.
+    """
+    device = device or torch.device("cpu")
+    sampler = EpochBatches(len(images), batch_size, seed)
+    if fits(images, size, crop, auto_augment):
+        return MemoryBatches(images, ShiftFlip(images.images, crop == "pad", hflip, device), sampler)
+    transform = train_transform(size, images.record, crop, scale, hflip, auto_augment)
+    workers = worker_count(images, num_workers)
+    return DataLoader(TrainImages(images, transform, seed), batch_sampler=sampler, num_workers=workers,
+                      pin_memory=device.type == "cuda", persistent_workers=workers > 0, worker_init_fn=one_thread)
+
+
+def eval_loader(images: ImageSet, size: tuple[int, int], batch_size: int, crop_pct: float = 0.875,
+                num_workers: int | None = None, device: torch.device | None = None) -> DataLoader:
+    """Every image once, in order, resized to cover size / crop_pct and cut to the middle."""
+    return DataLoader(EvalImages(images, eval_transform(size, crop_pct)), batch_size=batch_size,
+                      num_workers=worker_count(images, num_workers), worker_init_fn=one_thread,
+                      pin_memory=device is not None and device.type == "cuda")

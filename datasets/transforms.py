@@ -1,0 +1,102 @@
+"""From a PIL image to the uint8 tensor that workers hand over; conversion to float and erasing happen on the device."""
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data.auto_augment import rand_augment_transform
+from torchvision.transforms import InterpolationMode, v2
+
+from datasets.imageset import Record
+
+BICUBIC = InterpolationMode.BICUBIC
+
+
+def to_uint8(image: Image.Image) -> torch.Tensor:
+    """PIL image -> (C, H, W) uint8."""
+    array = np.array(image)  # a copy: PIL's buffer is read-only
+    return torch.from_numpy(array if array.ndim == 3 else array[:, :, None]).permute(2, 0, 1).contiguous()
+
+
+class CoverResize:
+    """Resize so that the image just covers (H, W) / crop_pct, keeping its shape; the crop then takes the middle."""
+
+    def __init__(self, size: tuple[int, int], crop_pct: float = 1.0):
+        self.size, self.crop_pct = size, crop_pct
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        width, height = image.size
+        scale = max(self.size[0] / height, self.size[1] / width) / self.crop_pct
+        target = (max(round(width * scale), self.size[1]), max(round(height * scale), self.size[0]))
+        return image if target == image.size else image.resize(target, Image.Resampling.BICUBIC)
+
+
+def train_crop(kind: str, size: tuple[int, int], scale: tuple[float, float]) -> list[Callable]:
+    """rrc: RandomResizedCrop, bicubic; pad: shifts by up to an eighth, black outside; none: resize to cover, middle."""
+    if kind == "rrc":
+        return [v2.RandomResizedCrop(size, scale=scale, interpolation=BICUBIC)]
+    cover = [CoverResize(size), v2.CenterCrop(size)]
+    if kind == "none":
+        return cover
+    if kind == "pad":
+        return [*cover, v2.RandomCrop(size, padding=[size[1] // 8, size[0] // 8])]
+    raise ValueError(f"unknown --train_crop {kind!r}; known: rrc, pad, none")
+
+
+def train_transform(size: tuple[int, int], record: Record, crop: str = "rrc", scale: tuple[float, float] = (0.2, 1.0),
+                    hflip: float = 0.5, auto_augment: str | None = None) -> Callable:
+    """PIL image -> (C, H, W) uint8, augmented: crop, flip, then timm's RandAugment where `auto_augment` names one.
+
+    Draws from the global generators; the caller seeds them.
+    """
+    steps = train_crop(crop, size, scale)
+    if hflip:
+        steps.append(v2.RandomHorizontalFlip(hflip))
+    if auto_augment:
+        steps.append(rand_augment(auto_augment, size, record))
+    return v2.Compose([*steps, to_uint8])
+
+
+def rand_augment(config: str, size: tuple[int, int], record: Record) -> Callable:
+    """timm's RandAugment by its string, such as rand-m9-mstd0.5-inc1, filling with the data's mean colour."""
+    mean = tuple(min(255, round(255 * m)) for m in record.mean)
+    try:
+        augment = rand_augment_transform(config, {"translate_const": int(min(size) * 0.45),
+                                                  "img_mean": mean if len(mean) == 3 else mean[0]})
+    except (AssertionError, ValueError, KeyError):
+        raise ValueError(f"--aa {config!r} is no RandAugment string: expected rand-m9-mstd0.5-inc1 or alike, or none") \
+            from None
+    for op in augment.ops:
+        if op.name.startswith("Posterize") and op.level_fn is not None:
+            op.level_fn = at_least_one_bit(op.level_fn)
+    return augment
+
+
+def at_least_one_bit(level_fn: Callable) -> Callable:
+    """At magnitude 10, which the noise of mstd0.5 reaches, timm posterizes to 0 bits: a black image with old versions of
+    Pillow, an exception in the middle of an epoch with new ones."""
+    def level(magnitude: float, hparams: dict) -> tuple[int]:
+        return (max(1, *level_fn(magnitude, hparams)),)
+    return level
+
+
+def eval_transform(size: tuple[int, int], crop_pct: float) -> Callable:
+    """PIL image -> (C, H, W) uint8: resize to cover size / crop_pct, then the middle."""
+    return v2.Compose([CoverResize(size, crop_pct), v2.CenterCrop(size), to_uint8])
+
+
+class Normalize:
+    """(N, C, H, W) uint8 -> float32, (x / 255 - mean) / std by channel, on the images' device."""
+
+    def __init__(self, record: Record, device: torch.device):
+        mean, std = torch.tensor(record.mean, device=device), torch.tensor(record.std, device=device)
+        # x / 255 / std - mean / std in one multiplication and one addition.
+        self.factor = (1 / (255 * std)).view(1, -1, 1, 1)
+        self.offset = (-mean / std).view(1, -1, 1, 1)
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return images.to(self.factor.dtype).mul_(self.factor).add_(self.offset)
+
+    def undo(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) normalised -> pixels in [0, 1], clipped."""
+        return ((images - self.offset) / (self.factor * 255)).clamp(0, 1)
