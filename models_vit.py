@@ -2,6 +2,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -13,18 +14,44 @@ MODELS = {f"vit_{size}": shape for size, shape in SIZES.items()}
 DECODER = ("decoder_", "mask_token")
 
 
+class Classifier(VisionTransformer):
+    """timm's VisionTransformer, which also hands out the penultimate features for losses that need them."""
+
+    def forward(self, x: torch.Tensor, return_features: bool = False):
+        """(N, C, H, W) -> logits (N, classes), or (logits, features (N, D)) as they enter the head."""
+        features = self.forward_head(self.forward_features(x), pre_logits=True)
+        logits = self.head(features)
+        return (logits, features) if return_features else logits
+
+
+class CosineHead(nn.Module):
+    """Cosines between the features and one direction a class, (N, D) -> (N, C): LDAM's classifier, without a bias."""
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        nn.init.trunc_normal_(self.weight, std=0.02)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(F.normalize(x, dim=1), F.normalize(self.weight, dim=1))
+
+
 def build_vit(name: str, num_classes: int, img_size=224, in_chans: int = 3, drop_path: float = 0.0,
               global_pool: str = "avg", patch_size: int | None = None, embed_dim: int | None = None,
-              depth: int | None = None, num_heads: int | None = None) -> VisionTransformer:
+              depth: int | None = None, num_heads: int | None = None, cosine_head: bool = False) -> Classifier:
     """A classifier of `MODELS` by name. Average pooling over patches with `fc_norm`, or the class token ("token").
 
-    The head starts near zero (deviation 2e-5, bias 0), as MAE's fine-tuning does.
+    The linear head starts near zero (deviation 2e-5, bias 0), as MAE's fine-tuning does; cosine_head puts a `CosineHead`
+    in its place.
     """
     patch, dim, layers, heads = model_shape(MODELS, name, patch_size, embed_dim, depth, num_heads)
     patch_grid(img_size, patch)
-    model = VisionTransformer(
+    model = Classifier(
         img_size=img_size, patch_size=patch, in_chans=in_chans, num_classes=num_classes, global_pool=global_pool,
         embed_dim=dim, depth=layers, num_heads=heads, qkv_bias=True, drop_path_rate=drop_path, norm_layer=LayerNorm)
+    if cosine_head:
+        model.head = CosineHead(dim, num_classes)
+        return model
     nn.init.trunc_normal_(model.head.weight, std=2e-5)
     nn.init.zeros_(model.head.bias)
     return model

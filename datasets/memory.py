@@ -43,7 +43,7 @@ class MemoryBatches:
 
     def __init__(self, images: ArrayImages, augment: ShiftFlip, batch_sampler):
         self.augment, self.batch_sampler = augment, batch_sampler
-        self.labels = torch.from_numpy(images.labels).to(augment.images.device)
+        self.labels = torch.tensor(images.labels, device=augment.images.device)
 
     def __len__(self) -> int:
         return len(self.batch_sampler)

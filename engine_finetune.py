@@ -1,0 +1,66 @@
+"""One epoch of balanced fine-tuning, and the evaluation."""
+import time
+
+import torch
+from timm.data.mixup import Mixup, mixup_target
+from torch import nn
+
+from util.loop import epoch_record, micro_batches
+from util.lr import Schedule
+from util.run import progress
+from util.seed import seeded
+from util.steps import Stepper, StepPlan
+
+
+class Targets:
+    """Mixup, cutmix and label smoothing of one micro-batch: images and labels (n,) -> images and targets.
+
+    Targets are the labels themselves where nothing softens them, else (n, C) distributions.
+    """
+
+    def __init__(self, num_classes: int, smoothing: float = 0.0, mixup: Mixup | None = None):
+        self.num_classes, self.smoothing, self.mixup = num_classes, smoothing, mixup
+
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.mixup is None and not self.smoothing:
+            return images, labels
+        targets = mixup_target(labels, self.num_classes, 1.0, self.smoothing)
+        even = len(images) // 2 * 2
+        if self.mixup is not None and even:
+            # timm mixes pairs, so the last image of an odd micro-batch stays as it is.
+            mixed, mixed_targets = self.mixup(images[:even], labels[:even])
+            images, targets = torch.cat([mixed, images[even:]]), torch.cat([mixed_targets, targets[even:]])
+        return images, targets
+
+
+def train_one_epoch(model: nn.Module, criterion: nn.Module, loader, normalize, erase, targets: Targets, stepper: Stepper,
+                    plan: StepPlan, schedule: Schedule, epoch: int, seed: int, log_every: int = 50) -> dict:
+    """Train over every image once; returns the epoch's line for log.jsonl.
+
+    Erasing and mixing act on normalised images on the device: erase (n, C, H, W) -> the same, targets as `Targets`.
+    """
+    model.train()
+    criterion.set_epoch(epoch)
+    start, device = time.perf_counter(), stepper.device
+    for (images, labels), drawn, weight in micro_batches(loader, stepper, plan, schedule, epoch, seed, log_every):
+        images = normalize(images.to(device, non_blocking=True))
+        labels = labels.to(device, non_blocking=True)
+        with seeded(drawn, device), stepper.autocast():
+            images, soft = targets(erase(images), labels)
+            outputs = model(images, return_features=True) if criterion.needs_features else (model(images),)
+            loss = criterion(outputs[0], soft, *outputs[1:])
+        stepper.backward(loss, weight)
+    return epoch_record(stepper, plan, epoch, start)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, loader, normalize, device: torch.device, amp: torch.dtype | None = None):
+    """Every image of the loader once -> logits (N, C) float32 and labels (N,), both on the CPU."""
+    model.eval()
+    logits, labels = [], []
+    for images, batch_labels in progress(loader, len(loader), "evaluation"):
+        images = normalize(images.to(device, non_blocking=True))
+        with torch.autocast(device.type, dtype=amp, enabled=amp is not None):
+            logits.append(model(images).float().cpu())
+        labels.append(batch_labels)
+    return torch.cat(logits), torch.cat(labels)

@@ -1,0 +1,243 @@
+"""Stage 2, balanced fine-tuning (BFT), and the evaluation of a trained model.
+
+    python main_finetune.py @recipes/embedded/finetune.args --finetune runs/mgp/last.pth --output_dir runs/bft
+    python main_finetune.py @recipes/embedded/finetune.args --eval --resume runs/bft/last.pth
+"""
+from collections.abc import Callable
+
+import torch
+from timm.data.mixup import Mixup
+from timm.data.random_erasing import RandomErasing
+from torch import nn
+
+from datasets.imageset import ImageSet
+from datasets.loading import eval_loader, train_loader
+from datasets.transforms import Normalize
+from engine_finetune import Targets, evaluate, train_one_epoch
+from models_mae import as_pair, patch_grid
+from models_vit import MODELS, build_vit, load_classifier, load_encoder
+from util import figures, metrics
+from util.args import (
+    Parser,
+    add_data_flags,
+    add_model_flags,
+    add_optimizer_flags,
+    add_run_flags,
+    check_range,
+    run_command,
+)
+from util.checkpoint import load_checkpoint
+from util.losses import LOSSES, build_loss
+from util.lr import param_groups
+from util.run import RunFolder, say
+from util.setup import Machine, Session, build_training, describe, load_images, place, plan_steps, set_up
+
+
+def get_args_parser() -> Parser:
+    """Flags of stage 2, with MAE's names and defaults, and those of the balanced losses."""
+    parser = Parser("LiVT stage 2: balanced fine-tuning, and evaluation")
+    add_run_flags(parser)
+    add_data_flags(parser, scale=(0.08, 1.0))
+    add_model_flags(parser, "vit_base_patch16", MODELS)
+    group = parser.add_argument_group("classifier")
+    group.add_argument("--finetune", metavar="CKPT", help="stage-1 checkpoint to start from; random weights without it")
+    group.add_argument("--nb_classes", type=int, metavar="C", help="checked against the data, which decides")
+    group.add_argument("--cls_token", action="store_true", help="classify by the class token instead of the patches' mean")
+    group.add_argument("--drop_path", type=float, default=0.1, metavar="P", help="largest stochastic depth")
+    group = parser.add_argument_group("loss")
+    group.add_argument("--loss", default="bal_bce", metavar="NAME", help=f"one of {', '.join(LOSSES)}")
+    group.add_argument("--tau", type=float, default=1.0, help="scale of the logit bias of balanced losses")
+    group.add_argument("--test_prior", default="uniform", choices=["uniform", "none"], help="uniform: Eq. 10; none: Thm. 2")
+    group.add_argument("--head_bias", default="zero", choices=["zero", "prior"], help="start of the head's bias: 0, or the "
+                       "best constant logits under the loss")
+    add_augmentation_flags(parser)
+    add_optimizer_flags(parser, epochs=50, blr=1e-3, min_lr=1e-6, warmup_epochs=5, betas=(0.9, 0.999))
+    parser.add_argument("--layer_decay", type=float, default=0.75, metavar="D", help="rate of a layer over the next one's")
+    group = parser.add_argument_group("evaluation")
+    group.add_argument("--eval", action="store_true", help="evaluate --resume CKPT and train nothing")
+    group.add_argument("--eval_every", type=int, default=1, metavar="EPOCHS", help="epochs between two evaluations")
+    group.add_argument("--split", default="test", choices=["test", "val"], help="what is evaluated")
+    group.add_argument("--crop_pct", type=float, default=0.875, metavar="P", help="share of the resized image's side that the "
+                       "centre crop of the evaluation takes")
+    return parser
+
+
+def add_augmentation_flags(parser: Parser) -> None:
+    """RandAugment, erasing, mixing and smoothing, all timm's."""
+    group = parser.add_argument_group("augmentation")
+    group.add_argument("--aa", default="rand-m9-mstd0.5-inc1", metavar="POLICY", help="timm's RandAugment string, or none")
+    group.add_argument("--reprob", type=float, default=0.25, metavar="P", help="probability of random erasing")
+    group.add_argument("--remode", default="pixel", choices=["pixel", "rand", "const"], help="what erasing fills in")
+    group.add_argument("--recount", type=int, default=1, metavar="N", help="largest number of erased boxes")
+    group.add_argument("--mixup", type=float, default=0.0, metavar="A", help="mixup alpha, 0 is off")
+    group.add_argument("--cutmix", type=float, default=0.0, metavar="A", help="cutmix alpha, 0 is off")
+    group.add_argument("--cutmix_minmax", type=float, nargs=2, metavar=("MIN", "MAX"), help="sides of cutmix's box, instead "
+                       "of --cutmix")
+    group.add_argument("--mixup_prob", type=float, default=1.0, metavar="P", help="probability of mixing a micro-batch")
+    group.add_argument("--mixup_switch_prob", type=float, default=0.5, metavar="P", help="of cutmix where both are on")
+    group.add_argument("--mixup_mode", default="batch", choices=["batch", "pair", "elem"], help="what one draw is for")
+    group.add_argument("--smoothing", type=float, default=0.1, metavar="S", help="label smoothing")
+
+
+def check_flags(args) -> None:
+    """Raise ValueError for numbers that cannot be."""
+    for name in ("drop_path", "reprob", "mixup_prob", "mixup_switch_prob", "smoothing", "layer_decay"):
+        check_range(args, name, 0, 1)
+    for name in ("mixup", "cutmix", "tau"):
+        check_range(args, name, 0, float("inf"))
+    for name in ("layer_decay", "crop_pct"):
+        if not 0 < getattr(args, name) <= 1:
+            raise ValueError(f"--{name} must lie in (0, 1], not {getattr(args, name):g}")
+    for name in ("eval_every", "recount"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, not {getattr(args, name)}")
+    if args.eval and not args.resume:
+        raise ValueError("--eval needs trained weights: give --resume CKPT (a last.pth of main_finetune.py)")
+
+
+def build_model(args, images: ImageSet, cosine_head: bool = False) -> nn.Module:
+    """The classifier of the flags, with as many outputs as the data has classes."""
+    classes = len(images.class_names)
+    if args.nb_classes not in (None, classes):
+        raise ValueError(f"--nb_classes {args.nb_classes}, but {images.source} has {classes} classes: leave the flag out")
+    return build_vit(args.model, classes, as_pair(args.input_size), images.record.channels, args.drop_path,
+                     "token" if args.cls_token else "avg", args.patch_size, args.embed_dim, args.depth, args.num_heads,
+                     cosine_head)
+
+
+def build_criterion(args, images: ImageSet) -> nn.Module:
+    """The loss of the flags, its prior being the training distribution."""
+    criterion = build_loss(args.loss, images.class_counts, tau=args.tau, test_prior=args.test_prior,
+                           class_names=images.class_names)
+    if not criterion.uses_prior and (args.tau, args.test_prior) != (1.0, "uniform"):
+        raise ValueError(f"--loss {args.loss} has no logit bias, so --tau and --test_prior would do nothing: leave them out, "
+                         "or use bal_ce or bal_bce")
+    return criterion
+
+
+def start_weights(args, model: nn.Module, criterion: nn.Module) -> str:
+    """The head's bias, and the encoder of --finetune; returns words that say what was loaded."""
+    if args.head_bias == "prior":
+        bias = criterion.initial_bias()
+        with torch.no_grad():
+            model.head.bias.copy_(bias)
+    if not args.finetune:
+        return "random weights"
+    state = load_checkpoint(args.finetune, "pretrain")
+    patch = state["args"]["patch_size"] or model.patch_embed.patch_size[0]
+    report = load_encoder(model, state["model"], patch_grid(as_pair(state["args"]["input_size"]), patch))
+    words = f"encoder of {args.finetune} ({report['loaded']} tensors; {len(report['left_out'])} left out, decoder and norm; "
+    words += f"{len(report['new'])} new, {', '.join(report['new'])})"
+    if report["resampled"]:
+        words += ", positions resampled {} -> {}".format(*report["resampled"])
+    return words
+
+
+def build_targets(args, num_classes: int) -> Targets:
+    """Mixup, cutmix and smoothing of the flags."""
+    mixup = None
+    if args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None:
+        mixup = Mixup(args.mixup, args.cutmix, args.cutmix_minmax, args.mixup_prob, args.mixup_switch_prob, args.mixup_mode,
+                      label_smoothing=args.smoothing, num_classes=num_classes)
+    return Targets(num_classes, args.smoothing, mixup)
+
+
+def build_erasing(args, device: torch.device) -> Callable:
+    """timm's random erasing of normalised images on the device; does nothing at probability 0."""
+    return RandomErasing(args.reprob, mode=args.remode, max_count=args.recount, device=device) if args.reprob else nn.Identity()
+
+
+def score(model, criterion, loader, normalize, machine: Machine, counts) -> tuple[dict, torch.Tensor, torch.Tensor]:
+    """Evaluate: metrics, logits (N, C) as the activation takes them, and labels (N,)."""
+    logits, labels = evaluate(model, loader, normalize, machine.device, machine.amp)
+    logits = logits * criterion.logit_scale
+    result = metrics.evaluate_logits(logits, labels, counts, criterion.activation)
+    return result, logits, labels
+
+
+def write_results(run: RunFolder, result: dict, logits, labels, images: ImageSet, train: ImageSet, provenance: dict) -> None:
+    """metrics.json, predictions.npz and the figures of one evaluation."""
+    run.write_json("metrics.json", {**result, **provenance, "data_source": images.source, "class_names": images.class_names,
+                                    "class_counts": train.class_counts.tolist()})
+    run.write_predictions(logits, labels, images.ids)
+    names, counts = images.class_names, train.class_counts
+    accuracy = [float("nan") if a is None else a for a in result["per_class_accuracy"]]
+    figures.per_class_accuracy(run.figures / "per_class_accuracy.png", accuracy, counts, names)
+    hits = logits.argmax(1) == labels
+    figures.reliability_diagram(run.figures / "reliability.png", {
+        kind: metrics.calibration(metrics.confidence(logits, kind), hits) for kind in dict.fromkeys(
+            (result["activation"], "softmax"))})
+    confusion = metrics.confusion_matrix(logits.argmax(1), labels, len(names))
+    figures.confusion(run.figures / "confusion.png", confusion, names, counts)
+
+
+def main(args) -> dict:
+    """Run stage 2 or --eval; returns the metrics of the evaluation (the last epoch's after training)."""
+    check_flags(args)
+    machine = set_up(args)
+    train, test = load_images(args, "train"), load_images(args, args.split)
+    size, normalize = as_pair(args.input_size), Normalize(train.record, machine.device)
+    test_loader = eval_loader(test, size, args.batch_size, args.crop_pct, args.num_workers, machine.device)
+    criterion = build_criterion(args, train).to(machine.device)
+    model = place(build_model(args, train, criterion.cosine_head), machine)
+    if args.eval:
+        return evaluate_checkpoint(args, model, criterion, test_loader, normalize, machine, train, test)
+
+    loader = train_loader(train, size, args.batch_size, args.seed, args.train_crop, tuple(args.scale), args.hflip,
+                          None if args.aa == "none" else args.aa, args.num_workers, machine.device)
+    plan = plan_steps(args, len(train))
+    stepper, schedule = build_training(args, model, param_groups(model, args.weight_decay, args.layer_decay), plan, machine)
+    run = RunFolder(args.output_dir or "output_dir")
+    settings = dict(vars(args))
+    state, words = run.find_start("finetune", settings, args.resume)
+    session = Session("finetune", settings, run, model, stepper, train)
+    first = session.restore(state)
+    if state is None:
+        words += f", {start_weights(args, model, criterion)}"
+    run.create(settings, describe(plan, schedule, train), log_lines=first)
+    say(f"stage 2, {args.model}, {args.loss}: {len(train)} images of {train.source}, {plan.steps_per_epoch} steps of "
+        f"{plan.effective_batch_size} images an epoch, lr {schedule.lr:.3g}; {words}; run folder {run.path}")
+
+    erase, targets = build_erasing(args, machine.device), build_targets(args, len(train.class_names))
+    scored = None
+    for epoch in range(first, args.epochs):
+        record = train_one_epoch(model, criterion, loader, normalize, erase, targets, stepper, plan, schedule, epoch,
+                                 args.seed, args.log_every)
+        if (epoch + 1) % args.eval_every == 0 or epoch + 1 == args.epochs:
+            scored = score(model, criterion, test_loader, normalize, machine, train.class_counts)
+            record["eval"] = {key: scored[0][key] for key in ("overall", "many", "medium", "few", "ece", "mce")}
+        run.log(record)
+        if (epoch + 1) % args.save_every == 0 or epoch + 1 == args.epochs:
+            session.save(epoch + 1)
+
+    figures.training_curves(run.figures / "training.png", run.records())
+    # A finished run that is started again has trained nothing, so its weights are scored once more.
+    result, logits, labels = scored or score(model, criterion, test_loader, normalize, machine, train.class_counts)
+    write_results(run, result, logits, labels, test, train, {"epoch": args.epochs - 1, "split": args.split})
+    run.close()
+    say(metrics.format_table({f"{args.loss}, {args.split}": result}))
+    return result
+
+
+def evaluate_checkpoint(args, model, criterion, loader, normalize, machine: Machine, train: ImageSet, test: ImageSet) -> dict:
+    """--eval: score exactly the file that --resume names; written only into a new --output_dir."""
+    state = load_checkpoint(args.resume, "finetune")
+    if state["class_names"] != test.class_names:
+        there, here = state["class_names"], test.class_names
+        raise ValueError(f"{args.resume} has a head of {len(there)} classes ({', '.join(there[:3])}, ...), but {test.source} "
+                         f"has {len(here)} ({', '.join(here[:3])}, ...): evaluate it on the data set that it was trained on")
+    load_classifier(model, state["model"])
+    run = RunFolder(args.output_dir) if args.output_dir else None
+    if run:
+        run.check_empty()
+    result, logits, labels = score(model, criterion, loader, normalize, machine, state["class_counts"])
+    say(metrics.format_table({f"{args.resume}, {args.split}": result}))
+    if run:
+        run.create(dict(vars(args)), {"checkpoint": args.resume, "class_counts": state["class_counts"]})
+        write_results(run, result, logits, labels, test, train, {"epoch": state["progress"]["epoch"] - 1, "split": args.split})
+        say(f"wrote metrics.json, predictions.npz and figures into {run.path}")
+    return result
+
+
+if __name__ == "__main__":
+    run_command(get_args_parser(), main)

@@ -1,0 +1,68 @@
+"""What the tests share: a small folder of pictures, and both stages called as a launcher calls them."""
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import main_finetune
+import main_pretrain
+
+TINY = ["--input_size", "16", "--patch_size", "4", "--embed_dim", "32", "--depth", "2", "--num_heads", "2",
+        "--epochs", "2", "--warmup_epochs", "1", "--device", "cpu", "--amp", "off", "--num_workers", "0",
+        "--batch_size", "8", "--lr", "1e-3"]
+DECODER = ["--decoder_embed_dim", "16", "--decoder_depth", "1", "--decoder_num_heads", "2"]
+COUNTS = {"cat": 24, "dog": 12, "elk": 5}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    """Sums over threads may differ between machines; the suite also runs beside others."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def picture_folder(tmp_path_factory):
+    """DIR/{train,val,test}/<class>/*.png, 41 training images of 16 x 16 RGB in three skewed classes."""
+    root = tmp_path_factory.mktemp("pictures")
+    draw = np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        for label, (name, count) in enumerate(COUNTS.items()):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count if split == "train" else 7):
+                pixels = draw.integers(0, 120, (16, 16, 3))
+                pixels[:, :, label] += 110
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i:02}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def data_flags(picture_folder):
+    """Flags that name the small folder."""
+    return ["--dataset", "folder", "--data_path", str(picture_folder), "--mean", ".3", ".3", ".3", "--std", ".2", ".2", ".2"]
+
+
+@pytest.fixture(scope="session")
+def pretrain(data_flags):
+    """pretrain(output_dir, *flags) runs stage 1 on the small folder; later flags win."""
+    def run(output_dir, *flags):
+        argv = [*data_flags, *TINY, *DECODER, "--output_dir", str(output_dir), *map(str, flags)]
+        return main_pretrain.main(main_pretrain.get_args_parser().parse_args(argv))
+    return run
+
+
+@pytest.fixture(scope="session")
+def finetune(data_flags):
+    """finetune(output_dir, *flags) runs stage 2 on the small folder; later flags win."""
+    def run(output_dir, *flags):
+        argv = [*data_flags, *TINY, "--model", "vit_tiny_patch16", "--output_dir", str(output_dir), *map(str, flags)]
+        return main_finetune.main(main_finetune.get_args_parser().parse_args(argv))
+    return run
+
+
+@pytest.fixture(scope="session")
+def encoder(pretrain, tmp_path_factory):
+    """last.pth of a short stage 1 on the small folder."""
+    folder = tmp_path_factory.mktemp("encoder") / "run"
+    pretrain(folder, "--model", "mae_vit_tiny_patch16")
+    return folder / "last.pth"

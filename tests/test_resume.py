@@ -1,0 +1,91 @@
+"""A run that is cut after an epoch and continued equals the uninterrupted one to the bit."""
+import json
+
+import pytest
+import torch
+
+from util.checkpoint import load_checkpoint
+
+
+class Cut(Exception):
+    """Stands for a kill between two epochs."""
+
+
+@pytest.fixture
+def cut_after(monkeypatch):
+    """cut_after(n): the process dies right after the checkpoint of epoch n."""
+    from util.setup import Session
+    save = Session.save
+
+    def arrange(epochs):
+        def save_and_die(self, epoch):
+            save(self, epoch)
+            if epoch == epochs:
+                raise Cut
+        monkeypatch.setattr(Session, "save", save_and_die)
+        return monkeypatch
+    return arrange
+
+
+def same_runs(one, other):
+    a, b = load_checkpoint(one / "last.pth"), load_checkpoint(other / "last.pth")
+    assert all(torch.equal(a["model"][key], b["model"][key]) for key in b["model"])
+    for x, y in zip(a["optimizer"]["state"].values(), b["optimizer"]["state"].values(), strict=True):
+        assert all(torch.equal(x[key], y[key]) for key in y)
+    logs = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in (one, other)]
+    exact = [[{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in log] for log in logs]
+    assert exact[0] == exact[1] and len(exact[0]) == 4
+
+
+STAGE_1 = ["--model", "mae_vit_tiny_patch16", "--epochs", 4]
+STAGE_2 = ["--epochs", 4, "--mixup", .8, "--cutmix", 1, "--drop_path", .2, "--accum_iter", 2]
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+@pytest.mark.parametrize("explicit", [False, True])
+def test_continued_equals_uninterrupted(request, tmp_path, cut_after, stage, explicit, capsys):
+    run, flags = request.getfixturevalue(stage), STAGE_1 if stage == "pretrain" else STAGE_2
+    run(tmp_path / "whole", *flags)
+    patch = cut_after(2)
+    with pytest.raises(Cut):
+        run(tmp_path / "cut", *flags)
+    patch.undo()
+    # A line that was written after the last checkpoint must not stand twice.
+    with open(tmp_path / "cut" / "log.jsonl", "a") as file:
+        file.write('{"epoch": 2, "half": true}\n')
+    torch.rand(11)
+    run(tmp_path / "cut", *flags, *(["--resume", tmp_path / "cut" / "last.pth"] if explicit else []))
+    assert "continuing" in capsys.readouterr().out
+    same_runs(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_checkpoint_is_continued_in_a_new_folder(pretrain, tmp_path, cut_after):
+    patch = cut_after(2)
+    with pytest.raises(Cut):
+        pretrain(tmp_path / "cut", *STAGE_1)
+    patch.undo()
+    pretrain(tmp_path / "new", *STAGE_1, "--resume", tmp_path / "cut" / "last.pth")
+    assert [json.loads(x)["epoch"] for x in (tmp_path / "new" / "log.jsonl").read_text().splitlines()] == [2, 3]
+    assert load_checkpoint(tmp_path / "cut" / "last.pth")["progress"]["epoch"] == 2
+
+
+def test_a_run_cut_before_its_first_checkpoint_starts_anew_and_says_so(pretrain, tmp_path, monkeypatch, capsys):
+    from util.setup import Session
+
+    def die(self, epoch):
+        raise Cut
+
+    monkeypatch.setattr(Session, "save", die)
+    with pytest.raises(Cut):
+        pretrain(tmp_path / "run", *STAGE_1)
+    monkeypatch.undo()
+    pretrain(tmp_path / "run", *STAGE_1)
+    assert "from scratch" in capsys.readouterr().out
+    assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_finished_run_gives_its_result_again_and_trains_nothing(finetune, tmp_path):
+    first = finetune(tmp_path / "run", "--epochs", 2)
+    log = (tmp_path / "run" / "log.jsonl").read_text()
+    assert finetune(tmp_path / "run", "--epochs", 2) == first
+    assert (tmp_path / "run" / "log.jsonl").read_text() == log

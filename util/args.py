@@ -1,0 +1,134 @@
+"""Flags: those that both stages have stand here once. Names and meanings are MAE's where MAE has them."""
+import argparse
+import shlex
+import sys
+import traceback
+from pathlib import Path
+
+from datasets import DATASETS
+from util.steps import NonFiniteError
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+class Parser(argparse.ArgumentParser):
+    """Reads recipes, `@recipes/NAME/stage.args`: one flag a line, `#` begins a comment; later flags win."""
+
+    def __init__(self, description: str):
+        super().__init__(description=description, fromfile_prefix_chars="@", allow_abbrev=False,
+                         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+
+    def convert_arg_line_to_args(self, line: str) -> list[str]:
+        return shlex.split(line, comments=True)
+
+    def error(self, message: str):
+        self.exit(2, f"error: {message} (see python {Path(sys.argv[0]).name} --help)\n")
+
+
+def add_run_flags(parser: Parser) -> None:
+    """Where a run lives, on what it runs, and how often it reports."""
+    group = parser.add_argument_group("run")
+    group.add_argument("--output_dir", metavar="DIR", help="run folder (output_dir by default); an unfinished run in "
+                       "it is continued, another run in it is refused")
+    group.add_argument("--resume", metavar="CKPT", help="continue from this last.pth")
+    group.add_argument("--device", default="auto", help="auto (cuda where there is one), cpu, cuda, cuda:1, ...")
+    group.add_argument("--seed", type=int, default=0, help="decides every random draw")
+    group.add_argument("--num_workers", type=int, metavar="N", help="processes that load images (by default none for "
+                       "sets in memory, else one a core, up to 10)")
+    group.add_argument("--amp", default="auto", choices=["auto", "bf16", "fp16", "off"], help="type of matrix products; "
+                       "auto is bf16 where the device has it, else fp32")
+    group.add_argument("--log_every", type=int, default=50, metavar="STEPS", help="steps between two looks at the device")
+    group.add_argument("--save_every", type=int, default=1, metavar="EPOCHS", help="epochs between two checkpoints")
+
+
+def add_data_flags(parser: Parser, scale: tuple[float, float]) -> None:
+    """Which images, and how training images are cut."""
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset", default="folder", metavar="NAME", help=f"one of {', '.join(DATASETS)}")
+    group.add_argument("--data_path", metavar="DIR", help="where the images are")
+    group.add_argument("--mean", type=float, nargs="+", metavar="M", help="channel means in [0, 1], for sets without a "
+                       "record of their own")
+    group.add_argument("--std", type=float, nargs="+", metavar="S", help="channel deviations in [0, 1]")
+    group.add_argument("--input_size", type=int, nargs="+", default=[224], metavar="PIXELS", help="one number, or height "
+                       "and width")
+    group.add_argument("--train_crop", default="rrc", choices=["rrc", "pad", "none"], help="rrc: RandomResizedCrop; pad: "
+                       "pad by an eighth and crop (shifts); none: resize only")
+    group.add_argument("--scale", type=float, nargs=2, default=list(scale), metavar=("MIN", "MAX"), help="share of the "
+                       "image's area that rrc takes")
+    group.add_argument("--hflip", type=float, default=0.5, metavar="P", help="probability of a horizontal flip")
+
+
+def add_model_flags(parser: Parser, default: str, models: dict) -> None:
+    """Which network; the overrides change single numbers of a named size."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", default=default, metavar="NAME", help=f"one of {', '.join(models)}")
+    for name in ("patch_size", "embed_dim", "depth", "num_heads"):
+        group.add_argument(f"--{name}", type=int, metavar="N", help="instead of the named model's")
+
+
+def add_optimizer_flags(parser: Parser, epochs: int, blr: float, min_lr: float, warmup_epochs: int,
+                        betas: tuple[float, float]) -> None:
+    """AdamW, its schedule and the batch."""
+    group = parser.add_argument_group("optimiser")
+    group.add_argument("--batch_size", type=int, default=64, metavar="N", help="images a process and micro-batch")
+    group.add_argument("--accum_iter", type=int, metavar="N", help="micro-batches an optimiser step (1 by default)")
+    group.add_argument("--effective_batch_size", type=int, metavar="N", help="images an optimiser step; accum_iter is "
+                       "derived from it")
+    group.add_argument("--epochs", type=int, default=epochs, metavar="N")
+    group.add_argument("--warmup_epochs", type=float, default=warmup_epochs, metavar="N", help="linear from 0")
+    group.add_argument("--blr", type=float, default=blr, metavar="LR", help="base learning rate: lr = blr * effective "
+                       "batch / 256")
+    group.add_argument("--lr", type=float, metavar="LR", help="absolute learning rate instead of --blr")
+    group.add_argument("--min_lr", type=float, default=min_lr, metavar="LR", help="where the cosine ends")
+    group.add_argument("--weight_decay", type=float, default=0.05, metavar="W")
+    group.add_argument("--opt_betas", type=float, nargs=2, default=list(betas), metavar=("B1", "B2"))
+    group.add_argument("--clip_grad", type=float, metavar="NORM", help="largest gradient norm (no clipping by default)")
+    group.add_argument("--max_bad_steps", type=int, default=20, metavar="N", help="stop after so many non-finite steps "
+                       "in a row")
+
+
+def check_common(args) -> None:
+    """Raise ValueError for flags whose numbers cannot be, before anything is built."""
+    for name in ("epochs", "log_every", "save_every", "max_bad_steps"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, not {getattr(args, name)}")
+    if not 0 <= args.warmup_epochs < args.epochs:
+        raise ValueError(f"--warmup_epochs {args.warmup_epochs:g} must be below --epochs {args.epochs} and not negative")
+    if args.num_workers is not None and args.num_workers < 0:
+        raise ValueError(f"--num_workers must not be negative: {args.num_workers}")
+    if len(args.input_size) > 2 or min(args.input_size) < 1:
+        raise ValueError(f"--input_size takes one number or height and width, each at least 1, not {args.input_size}")
+    if not 0 < args.scale[0] <= args.scale[1]:
+        raise ValueError(f"--scale takes MIN and MAX with 0 < MIN <= MAX, not {args.scale}")
+    check_range(args, "hflip", 0, 1)
+    if not all(0 <= beta < 1 for beta in args.opt_betas):
+        raise ValueError(f"--opt_betas must lie in [0, 1), not {args.opt_betas}")
+    for name in ("weight_decay", "min_lr", "lr", "blr", "clip_grad"):
+        check_range(args, name, 0, float("inf"))
+
+
+def check_range(args, name: str, low: float, high: float) -> None:
+    """Raise ValueError unless the flag is unset or within [low, high]; NaN is outside."""
+    value = getattr(args, name)
+    if value is not None and not low <= value <= high:
+        wanted = f"must be at least {low:g}" if high == float("inf") else f"must lie in [{low:g}, {high:g}]"
+        raise ValueError(f"--{name} {wanted}, not {value:g}")
+
+
+def run_command(parser: Parser, main) -> None:
+    """Parse the command line and call main(args): a user's mistake ends in one line and exit code 2.
+
+    A ValueError is a user's mistake where this project's code raised it. One from inside a library is a bug of ours
+    and keeps its traceback.
+    """
+    args = parser.parse_args()
+    try:
+        main(args)
+    except NonFiniteError as error:
+        sys.exit(f"error: {error}")
+    except ValueError as error:
+        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
+        if not raised_in.is_relative_to(PROJECT) or "site-packages" in raised_in.parts:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
