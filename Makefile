@@ -1,0 +1,52 @@
+# Everything a person types often. `make help` lists it.
+#
+# PYTHON  interpreter that the virtual environment is made with (3.11 or newer)
+# VENV    where the environment lives; empty (VENV=) uses PYTHON as it is, with the packages it has
+PYTHON ?= python3
+VENV ?= .venv
+DEMO ?=
+TESTS ?=
+
+ifeq ($(strip $(VENV)),)
+RUN := $(PYTHON)
+READY :=
+READY_DEV :=
+else
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.installed
+READY_DEV := $(VENV)/.installed-dev
+endif
+
+.PHONY: help demo test lint clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@echo "  PYTHON=python3.12 chooses the interpreter; VENV= (empty) uses it as it is, without installing anything"
+
+demo: $(READY)  ## both stages on real images, two losses, a table and pictures (about 6 minutes on two cores)
+	$(RUN) -m submit.demo $(DEMO)
+
+test: $(READY_DEV)  ## the tests (TESTS="tests/test_lr.py -k cosine" for some of them)
+	$(RUN) -m pytest $(TESTS)
+
+lint: $(READY_DEV)  ## ruff
+	$(RUN) -m ruff check .
+
+clean:  ## the environment and caches; runs/ stays
+	rm -rf .venv .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+ifneq ($(strip $(VENV)),)
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python %d.%d is too old, 3.11 or newer is needed: make PYTHON=python3.12" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+
+# A second call finds these files newer than the requirements and installs nothing.
+$(VENV)/.installed: requirements.txt | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+endif
