@@ -3,6 +3,7 @@
     python main_finetune.py @recipes/embedded/finetune.args --finetune runs/mgp/last.pth --output_dir runs/bft
     python main_finetune.py @recipes/embedded/finetune.args --eval --resume runs/bft/last.pth
 """
+import argparse
 from collections.abc import Callable
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 from datasets.imageset import ImageSet
 from datasets.loading import eval_loader, train_loader
+from datasets.sampling import PRIORS, SAMPLERS, check_prior_rule
 from datasets.transforms import Normalize
 from engine_finetune import Targets, evaluate, train_one_epoch
 from models_mae import as_pair, patch_grid
@@ -24,13 +26,18 @@ from util.args import (
     add_optimizer_flags,
     add_run_flags,
     check_range,
+    parse_options,
     run_command,
 )
 from util.checkpoint import load_checkpoint
-from util.losses import LOSSES, build_loss
+from util.losses import LOSSES, build_loss, read_prior
 from util.lr import param_groups
+from util.posthoc import METHODS, correct
 from util.run import RunFolder, say
 from util.setup import Machine, Session, build_training, describe, load_images, place, plan_steps, set_up
+
+# Flags that decide what the logits of a trained model mean; --eval takes them from the checkpoint.
+LOSS_SETTINGS = ("loss", "loss_args", "tau", "test_prior", "sampler", "prior")
 
 
 def get_args_parser() -> Parser:
@@ -44,22 +51,38 @@ def get_args_parser() -> Parser:
     group.add_argument("--nb_classes", type=int, metavar="C", help="checked against the data, which decides")
     group.add_argument("--cls_token", action="store_true", help="classify by the class token instead of the patches' mean")
     group.add_argument("--drop_path", type=float, default=0.1, metavar="P", help="largest stochastic depth")
-    group = parser.add_argument_group("loss")
-    group.add_argument("--loss", default="bal_bce", metavar="NAME", help=f"one of {', '.join(LOSSES)}")
-    group.add_argument("--tau", type=float, default=1.0, help="scale of the logit bias of balanced losses")
-    group.add_argument("--test_prior", default="uniform", choices=["uniform", "none"], help="uniform: Eq. 10; none: Thm. 2")
-    group.add_argument("--head_bias", default="zero", choices=["zero", "prior"], help="start of the head's bias: 0, or the "
-                       "best constant logits under the loss")
+    add_loss_flags(parser)
     add_augmentation_flags(parser)
     add_optimizer_flags(parser, epochs=50, blr=1e-3, min_lr=1e-6, warmup_epochs=5, betas=(0.9, 0.999))
     parser.add_argument("--layer_decay", type=float, default=0.75, metavar="D", help="rate of a layer over the next one's")
     group = parser.add_argument_group("evaluation")
     group.add_argument("--eval", action="store_true", help="evaluate --resume CKPT and train nothing")
     group.add_argument("--eval_every", type=int, default=1, metavar="EPOCHS", help="epochs between two evaluations")
+    group.add_argument("--posthoc", default="none", choices=METHODS, help="with --eval: correct the logits of the trained "
+                       "model, by logit adjustment or by Bayes' rule")
     group.add_argument("--split", default="test", choices=["test", "val"], help="what is evaluated")
     group.add_argument("--crop_pct", type=float, default=0.875, metavar="P", help="share of the resized image's side that the "
                        "centre crop of the evaluation takes")
     return parser
+
+
+def add_loss_flags(parser: Parser) -> None:
+    """The loss, its prior, and what is drawn for it. With --eval the loss is the checkpoint's."""
+    group = parser.add_argument_group("loss")
+    group.add_argument("--loss", metavar="NAME", help=f"one of {', '.join(LOSSES)} (bal_bce by default)")
+    group.add_argument("--loss_args", nargs="+", default=[], metavar="NAME=VALUE", help="options of that loss, such as lam=2 "
+                       "of nt_bce or beta=.999 of cb_ce")
+    group.add_argument("--tau", type=float, help="scale of the logit bias of balanced losses (1 by default); with --eval, of "
+                       "--posthoc logit_adjust")
+    group.add_argument("--test_prior", metavar="uniform|none|FILE", help="class distribution of the test set: uniform (the "
+                       "default, Eq. 10), none (Thm. 2), or a file of C probabilities (Thm. 3); with --eval a trained model is "
+                       "moved to it")
+    group.add_argument("--head_bias", default="zero", choices=["zero", "prior"], help="start of the head's bias: 0, or the "
+                       "best constant logits under the loss")
+    group.add_argument("--sampler", default="random", choices=SAMPLERS, help="images an epoch draws: each once, every class "
+                       "equally often, or by the root of its size")
+    group.add_argument("--prior", choices=PRIORS, help="class counts of a re-balancing loss beside a re-balancing sampler: as "
+                       "the sampler draws them, or as the data have them")
 
 
 def add_augmentation_flags(parser: Parser) -> None:
@@ -83,7 +106,7 @@ def check_flags(args) -> None:
     """Raise ValueError for numbers that cannot be."""
     for name in ("drop_path", "reprob", "mixup_prob", "mixup_switch_prob", "smoothing", "layer_decay"):
         check_range(args, name, 0, 1)
-    for name in ("mixup", "cutmix", "tau"):
+    for name in ("mixup", "cutmix"):
         check_range(args, name, 0, float("inf"))
     for name in ("layer_decay", "crop_pct"):
         if not 0 < getattr(args, name) <= 1:
@@ -93,6 +116,8 @@ def check_flags(args) -> None:
             raise ValueError(f"--{name} must be at least 1, not {getattr(args, name)}")
     if args.eval and not args.resume:
         raise ValueError("--eval needs trained weights: give --resume CKPT (a last.pth of main_finetune.py)")
+    if args.posthoc != "none" and not args.eval:
+        raise ValueError(f"--posthoc {args.posthoc} corrects a trained model: use it with --eval --resume CKPT")
 
 
 def build_model(args, images: ImageSet, cosine_head: bool = False) -> nn.Module:
@@ -105,10 +130,23 @@ def build_model(args, images: ImageSet, cosine_head: bool = False) -> nn.Module:
                      cosine_head)
 
 
-def build_criterion(args, images: ImageSet) -> nn.Module:
-    """The loss of the flags, its prior being the training distribution."""
-    criterion = build_loss(args.loss, images.class_counts, tau=args.tau, test_prior=args.test_prior,
-                           class_names=images.class_names)
+def with_loss_defaults(args, num_classes: int):
+    """A copy of the flags in which loss, tau and test prior are filled in, a file of probabilities by its numbers."""
+    prior = read_test_prior(args.test_prior, num_classes)
+    return argparse.Namespace(**{**vars(args), "loss": args.loss or "bal_bce", "tau": 1.0 if args.tau is None else args.tau,
+                                 "test_prior": "uniform" if prior is None else prior})
+
+
+def read_test_prior(value: str | None, num_classes: int) -> str | list[float] | None:
+    """--test_prior: unset, a word, or the probabilities in a file."""
+    return value if value in (None, "uniform", "none") else read_prior(value, num_classes).tolist()
+
+
+def build_criterion(args, class_counts, class_names: list[str]) -> nn.Module:
+    """The loss of the flags. Its prior is the class distribution that the sampler draws, unless --prior says otherwise."""
+    counts = check_prior_rule(args.loss, args.sampler, args.prior, class_counts, class_names)
+    criterion = build_loss(args.loss, counts, tau=args.tau, test_prior=args.test_prior, class_names=class_names,
+                           **parse_options(args.loss_args))
     if not criterion.uses_prior and (args.tau, args.test_prior) != (1.0, "uniform"):
         raise ValueError(f"--loss {args.loss} has no logit bias, so --tau and --test_prior would do nothing: leave them out, "
                          "or use bal_ce or bal_bce")
@@ -151,8 +189,7 @@ def score(model, criterion, loader, normalize, machine: Machine, counts) -> tupl
     """Evaluate: metrics, logits (N, C) as the activation takes them, and labels (N,)."""
     logits, labels = evaluate(model, loader, normalize, machine.device, machine.amp)
     logits = logits * criterion.logit_scale
-    result = metrics.evaluate_logits(logits, labels, counts, criterion.activation)
-    return result, logits, labels
+    return metrics.evaluate_logits(logits, labels, counts, criterion.activation), logits, labels
 
 
 def write_results(run: RunFolder, result: dict, logits, labels, images: ImageSet, train: ImageSet, provenance: dict) -> None:
@@ -178,13 +215,14 @@ def main(args) -> dict:
     train, test = load_images(args, "train"), load_images(args, args.split)
     size, normalize = as_pair(args.input_size), Normalize(train.record, machine.device)
     test_loader = eval_loader(test, size, args.batch_size, args.crop_pct, args.num_workers, machine.device)
-    criterion = build_criterion(args, train).to(machine.device)
-    model = place(build_model(args, train, criterion.cosine_head), machine)
     if args.eval:
-        return evaluate_checkpoint(args, model, criterion, test_loader, normalize, machine, train, test)
+        return evaluate_checkpoint(args, machine, test_loader, normalize, train, test)
 
+    args = with_loss_defaults(args, len(train.class_names))
+    criterion = build_criterion(args, train.class_counts, train.class_names).to(machine.device)
+    model = place(build_model(args, train, criterion.cosine_head), machine)
     loader = train_loader(train, size, args.batch_size, args.seed, args.train_crop, tuple(args.scale), args.hflip,
-                          None if args.aa == "none" else args.aa, args.num_workers, machine.device)
+                          None if args.aa == "none" else args.aa, args.num_workers, machine.device, args.sampler)
     plan = plan_steps(args, len(train))
     stepper, schedule = build_training(args, model, param_groups(model, args.weight_decay, args.layer_decay), plan, machine)
     run = RunFolder(args.output_dir or "output_dir")
@@ -219,22 +257,37 @@ def main(args) -> dict:
     return result
 
 
-def evaluate_checkpoint(args, model, criterion, loader, normalize, machine: Machine, train: ImageSet, test: ImageSet) -> dict:
-    """--eval: score exactly the file that --resume names; written only into a new --output_dir."""
+def evaluate_checkpoint(args, machine: Machine, loader, normalize, train: ImageSet, test: ImageSet) -> dict:
+    """--eval: score exactly the file that --resume names; written only into a new --output_dir.
+
+    The loss, which decides the activation and what the logits fit, is the checkpoint's.
+    """
     state = load_checkpoint(args.resume, "finetune")
-    if state["class_names"] != test.class_names:
-        there, here = state["class_names"], test.class_names
+    there, here, counts = state["class_names"], test.class_names, state["class_counts"]
+    if there != here:
         raise ValueError(f"{args.resume} has a head of {len(there)} classes ({', '.join(there[:3])}, ...), but {test.source} "
                          f"has {len(here)} ({', '.join(here[:3])}, ...): evaluate it on the data set that it was trained on")
+    trained = argparse.Namespace(**{name: state["args"][name] for name in LOSS_SETTINGS})
+    if args.loss not in (None, trained.loss):
+        raise ValueError(f"{args.resume} was trained with --loss {trained.loss}, not {args.loss}: leave the flag out")
+    if args.tau not in (None, trained.tau) and args.posthoc != "logit_adjust":
+        raise ValueError(f"{args.resume} was trained with --tau {trained.tau:g}, not {args.tau:g}, which --eval cannot change: "
+                         "leave the flag out, or add --posthoc logit_adjust, whose strength it is")
+    criterion = build_criterion(trained, counts, there)
+    model = place(build_model(args, test, criterion.cosine_head), machine)
     load_classifier(model, state["model"])
     run = RunFolder(args.output_dir) if args.output_dir else None
     if run:
         run.check_empty()
-    result, logits, labels = score(model, criterion, loader, normalize, machine, state["class_counts"])
-    say(metrics.format_table({f"{args.resume}, {args.split}": result}))
+    _, logits, labels = score(model, criterion, loader, normalize, machine, counts)
+    logits, activation = correct(logits, criterion, args.posthoc, read_test_prior(args.test_prior, len(here)), args.tau)
+    words = f", posthoc {args.posthoc}" * (args.posthoc != "none") + f", test prior {args.test_prior}" * bool(args.test_prior)
+    result = metrics.evaluate_logits(logits, labels, counts, activation)
+    say(metrics.format_table({f"{args.resume}, {args.split}{words}": result}))
     if run:
-        run.create(dict(vars(args)), {"checkpoint": args.resume, "class_counts": state["class_counts"]})
-        write_results(run, result, logits, labels, test, train, {"epoch": state["progress"]["epoch"] - 1, "split": args.split})
+        run.create(dict(vars(args)), {"checkpoint": args.resume, "class_counts": counts})
+        write_results(run, result, logits, labels, test, train, {"epoch": state["progress"]["epoch"] - 1, "split": args.split,
+                                                                 "corrected": words.lstrip(", ") or None})
         say(f"wrote metrics.json, predictions.npz and figures into {run.path}")
     return result
 

@@ -1,4 +1,5 @@
 """Batches whose content is a function of (seed, epoch, position in the epoch's order), however many workers there are."""
+import functools
 import os
 from collections.abc import Callable
 
@@ -7,15 +8,20 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datasets.imageset import ImageSet
 from datasets.memory import MemoryBatches, ShiftFlip, fits
+from datasets.sampling import epoch_order
 from datasets.transforms import eval_transform, train_transform
 from util.seed import derive_seed, keep_random_state, seed_everything
 
 
 class EpochBatches(Sampler):
-    """Micro-batches of keys (index, epoch, position): a new seeded permutation each epoch, the short tail included."""
+    """Micro-batches of keys (index, epoch, position): a new seeded order each epoch, the short tail included.
 
-    def __init__(self, num_samples: int, batch_size: int, seed: int):
+    order(epoch) -> indices (N,) of an epoch; a permutation that is seeded by (seed, epoch) by default.
+    """
+
+    def __init__(self, num_samples: int, batch_size: int, seed: int, order: Callable | None = None):
         self.num_samples, self.batch_size, self.seed, self.epoch = num_samples, batch_size, seed, 0
+        self.order = order or self._permutation
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration takes."""
@@ -24,9 +30,12 @@ class EpochBatches(Sampler):
     def __len__(self) -> int:
         return -(-self.num_samples // self.batch_size)
 
+    def _permutation(self, epoch: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
+        return torch.randperm(self.num_samples, generator=generator)
+
     def __iter__(self):
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", self.epoch))
-        order = torch.randperm(self.num_samples, generator=generator).tolist()
+        order = self.order(self.epoch).tolist()
         for start in range(0, self.num_samples, self.batch_size):
             yield [(index, self.epoch, start + place)
                    for place, index in enumerate(order[start:start + self.batch_size])]
@@ -80,19 +89,23 @@ def worker_count(images: ImageSet, num_workers: int | None) -> int:
 
 def train_loader(images: ImageSet, size: tuple[int, int], batch_size: int, seed: int, crop: str = "rrc",
                  scale: tuple[float, float] = (0.2, 1.0), hflip: float = 0.5, auto_augment: str | None = None,
-                 num_workers: int | None = None, device: torch.device | None = None) -> DataLoader | MemoryBatches:
+                 num_workers: int | None = None, device: torch.device | None = None,
+                 sampler: str = "random") -> DataLoader | MemoryBatches:
     """Micro-batches of augmented (images (n, C, H, W) uint8, labels (n,)); see `train_transform` for the settings.
+
+    sampler: a key of datasets.sampling.SAMPLERS; an epoch is len(images) draws of it.
 
     Call loader.batch_sampler.set_epoch each epoch. Shifts and flips of images in memory run on the device in batches,
     everything else in workers; which of the two is a matter of the settings alone, never of the machine.
     """
     device = device or torch.device("cpu")
-    sampler = EpochBatches(len(images), batch_size, seed)
+    order = functools.partial(epoch_order, sampler, images.labels, len(images.class_names), seed)
+    batches = EpochBatches(len(images), batch_size, seed, None if sampler == "random" else order)
     if fits(images, size, crop, auto_augment):
-        return MemoryBatches(images, ShiftFlip(images.images, crop == "pad", hflip, device), sampler)
+        return MemoryBatches(images, ShiftFlip(images.images, crop == "pad", hflip, device), batches)
     transform = train_transform(size, images.record, crop, scale, hflip, auto_augment)
     workers = worker_count(images, num_workers)
-    return DataLoader(TrainImages(images, transform, seed), batch_sampler=sampler, num_workers=workers,
+    return DataLoader(TrainImages(images, transform, seed), batch_sampler=batches, num_workers=workers,
                       pin_memory=device.type == "cuda", persistent_workers=workers > 0, worker_init_fn=one_thread)
 
 

@@ -63,10 +63,16 @@ def fails(data_flags, tmp_path, monkeypatch, capsys):
     ("pretrain", ["--depth", "0"], "--depth must be at least 1, not 0"),
     ("finetune", ["--mixup", "-1"], "--mixup must be at least 0, not -1"),
     ("finetune", ["--smoothing", "1.5"], "--smoothing must lie in [0, 1], not 1.5"),
-    ("finetune", ["--tau", "nan"], "--tau must be at least 0, not nan"),
+    ("finetune", ["--tau", "nan"], "tau must be a finite number >= 0 (0 is the plain loss, 1 the paper's), got nan"),
     ("finetune", ["--loss", "bce", "--tau", "0.5"], "--loss bce has no logit bias, so --tau and --test_prior would do nothing"),
     ("finetune", ["--loss", "ce", "--test_prior", "none"], "--loss ce has no logit bias"),
     ("finetune", ["--loss", "ldam", "--head_bias", "prior"], "'ldam' asks for a cosine classifier, which has no bias"),
+    ("finetune", ["--test_prior", "nowhere.txt"], "no prior file at nowhere.txt"),
+    ("finetune", ["--loss_args", "lam"], "--loss_args takes NAME=VALUE, such as lam=2, not 'lam'"),
+    ("finetune", ["--loss_args", "lam=2"], "unknown option 'lam' of loss 'bal_bce'; known: class_weights"),
+    ("finetune", ["--sampler", "class_aware"], "--loss bal_bce and --sampler class_aware both re-balance"),
+    ("finetune", ["--prior", "data"], "--prior data does nothing with --sampler random"),
+    ("finetune", ["--posthoc", "bayes"], "--posthoc bayes corrects a trained model: use it with --eval"),
     ("finetune", ["--crop_pct", "0"], "--crop_pct must lie in (0, 1]"),
     ("finetune", ["--aa", "autoaugment"], "--aa 'autoaugment' is no RandAugment string"),
     ("finetune", ["--split", "train"], "invalid choice: 'train'"),
@@ -140,7 +146,7 @@ def test_a_folder_that_holds_another_run_is_refused_and_left_alone(fails, pretra
 def finetuned(tmp_path):
     from util.checkpoint import KEYS, save_checkpoint
     path = tmp_path / "bft.pth"
-    args = main_finetune.get_args_parser().parse_args([*TINY, *VIT])
+    args = main_finetune.with_loss_defaults(main_finetune.get_args_parser().parse_args([*TINY, *VIT]), 3)
     model = main_finetune.build_vit("vit_tiny_patch16", 3, 16, patch_size=4, embed_dim=32, depth=2, num_heads=2)
     save_checkpoint(path, {**dict.fromkeys(KEYS[1:]), "stage": "finetune", "model": model.state_dict(), "args": vars(args),
                            "class_names": ["cat", "dog", "elk"], "class_counts": [24, 12, 5]})

@@ -1,5 +1,6 @@
 """Flags: those that both stages have stand here once. Names and meanings are MAE's where MAE has them."""
 import argparse
+import ast
 import shlex
 import sys
 import traceback
@@ -113,6 +114,20 @@ def check_range(args, name: str, low: float, high: float) -> None:
     if value is not None and not low <= value <= high:
         wanted = f"must be at least {low:g}" if high == float("inf") else f"must lie in [{low:g}, {high:g}]"
         raise ValueError(f"--{name} {wanted}, not {value:g}")
+
+
+def parse_options(words: list[str]) -> dict:
+    """NAME=VALUE words -> {name: value}, the value a Python literal (2, .5, None, 'text') or the word itself."""
+    options = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (name and equals and value):
+            raise ValueError(f"--loss_args takes NAME=VALUE, such as lam=2, not {word!r}")
+        try:
+            options[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[name] = value
+    return options
 
 
 def run_command(parser: Parser, main) -> None:

@@ -14,15 +14,18 @@ MAX_BLOCKS = 24
 MIN_BLOCK_ELEMENTS = 2**16
 
 
-def expect(values, targets):
-    """Expectation of a label-dependent quantity over the target distribution: sum_k t_k values_k.
+def expect(values, targets, weights=None):
+    """Expectation of a label-dependent quantity over the target distribution: sum_k t_k w_k values_k.
 
-    values: (N, C); targets: (N,) labels or (N, C) weights. -> (N,). A label is the one-hot row it stands for:
-    the gather is that sum without its zeros, so both give the same bits.
+    values: (N, C); targets: (N,) labels or (N, C) weights; weights: w (C,), all one by default. -> (N,). A label is the
+    one-hot row it stands for: the gather is that sum without its zeros.
     """
     if targets.ndim == 1:
-        return values.gather(1, targets[:, None]).squeeze(1)
-    return (targets.to(values.dtype) * values).sum(1)
+        picked = values.gather(1, targets[:, None]).squeeze(1)
+        return picked if weights is None else weights[targets] * picked
+    targets = targets.to(values.dtype)
+    # As a matrix product the weighted sum needs no pass of its own over (N, C).
+    return (targets * values).sum(1) if weights is None else (targets * values) @ weights
 
 
 def add_on_targets(grad, values, targets):

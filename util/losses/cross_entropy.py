@@ -58,7 +58,7 @@ class CbCE(Loss):
         return (self.prior() * self._exact["class_weights"]).log()
 
     def row_losses(self, x, targets):
-        return -expect(self.constant("class_weights", x.dtype) * F.log_softmax(x, dim=1), targets)
+        return -expect(F.log_softmax(x, dim=1), targets, self.constant("class_weights", x.dtype))
 
 
 class Mislas(Loss):

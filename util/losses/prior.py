@@ -14,6 +14,8 @@ import torch
 def as_vector(values, what):
     """values: a sequence, array or tensor of numbers -> float64 CPU tensor (C,). ValueError if it is anything else."""
     try:
+        if isinstance(values, np.ndarray):
+            values = np.ascontiguousarray(values)  # torch takes no negative strides, such as those of a reversed array
         vector = torch.as_tensor(values, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{what} must be a sequence of numbers, one a class, got {values!r}") from error
