@@ -19,7 +19,6 @@ from util.args import PROJECT
 from util.figures_compare import class_accuracies
 from util.run import say
 
-RECIPES = PROJECT / "recipes" / "embedded"
 COLUMNS = ("many", "medium", "few", "overall", "ece", "mce")
 FLOOR, BCE, BAL_BCE = "logistic regression on pixels", "ViT, MGP + BCE", "ViT, MGP + Bal-BCE"
 
@@ -37,8 +36,8 @@ def pixel_floor() -> dict:
 
 
 def run_stage(stage, recipe: str, output_dir: Path, *flags) -> dict:
-    """Call a stage's main with a recipe of the embedded set and more flags."""
-    argv = [f"@{RECIPES / recipe}.args", "--output_dir", str(output_dir), *map(str, flags)]
+    """Call a stage's main with a recipe, such as "embedded/finetune", and more flags."""
+    argv = [f"@{PROJECT / 'recipes' / recipe}.args", "--output_dir", str(output_dir), *map(str, flags)]
     return stage.main(stage.get_args_parser().parse_args(argv))
 
 
@@ -49,9 +48,9 @@ def short(epochs: int | None) -> list:
 
 def run_seed(seed: int, folder: Path, pretrain_epochs: int | None, epochs: int | None) -> dict[str, dict]:
     """One encoder, fine-tuned with plain BCE and with Bal-BCE: {row: metrics}."""
-    run_stage(main_pretrain, "pretrain", folder / "mgp", "--seed", seed, *short(pretrain_epochs))
+    run_stage(main_pretrain, "embedded/pretrain", folder / "mgp", "--seed", seed, *short(pretrain_epochs))
     flags = ["--finetune", folder / "mgp" / "last.pth", "--seed", seed, *short(epochs)]
-    return {row: run_stage(main_finetune, "finetune", folder / loss, "--loss", loss, *flags)
+    return {row: run_stage(main_finetune, "embedded/finetune", folder / loss, "--loss", loss, *flags)
             for row, loss in ((BCE, "bce"), (BAL_BCE, "bal_bce"))}
 
 

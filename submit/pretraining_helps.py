@@ -24,12 +24,12 @@ def main(args) -> dict[str, dict[int, list[float]]]:
     accuracy = {name: {epochs: [] for epochs in args.epochs} for name in START}
     for seed in args.seeds:
         encoder = out / f"seed{seed}" / "mgp"
-        run_stage(main_pretrain, "pretrain", encoder, "--seed", seed, *short(args.pretrain_epochs))
+        run_stage(main_pretrain, "embedded/pretrain", encoder, "--seed", seed, *short(args.pretrain_epochs))
         for name, pretrained in START.items():
             for epochs in args.epochs:
                 flags = ["--finetune", encoder / "last.pth"] if pretrained else []
                 folder = out / f"seed{seed}" / f"{'mgp' if pretrained else 'random'}_{epochs}_epochs"
-                result = run_stage(main_finetune, "finetune", folder, *flags, "--seed", seed, *short(epochs),
+                result = run_stage(main_finetune, "embedded/finetune", folder, *flags, "--seed", seed, *short(epochs),
                                    "--eval_every", epochs)
                 accuracy[name][epochs].append(result["overall"])
     (out / "accuracy.json").write_text(json.dumps(accuracy, indent=1))
