@@ -33,7 +33,7 @@ lint: $(READY_DEV)  ## ruff
 	$(RUN) -m ruff check .
 
 clean:  ## the environment and caches; runs/ stays
-	rm -rf .venv .ruff_cache .pytest_cache
+	rm -rf $(or $(VENV),.venv) .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 ifneq ($(strip $(VENV)),)

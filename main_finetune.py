@@ -6,6 +6,7 @@
 import argparse
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
@@ -13,11 +14,12 @@ from torch import nn
 
 from datasets.imageset import ImageSet
 from datasets.loading import eval_loader, train_loader
-from datasets.sampling import PRIORS, SAMPLERS, check_prior_rule
+from datasets.sampling import check_prior_rule
 from datasets.transforms import Normalize
 from engine_finetune import Targets, evaluate, train_one_epoch
+from models_mae import MODELS as MAE_MODELS
 from models_mae import as_pair, patch_grid
-from models_vit import MODELS, build_vit, load_classifier, load_encoder
+from models_vit import MODELS, build_vit, check_head_count, load_classifier, load_encoder
 from util import figures, metrics
 from util.args import (
     Parser,
@@ -25,17 +27,18 @@ from util.args import (
     add_model_flags,
     add_optimizer_flags,
     add_run_flags,
-    check_range,
     parse_options,
     run_command,
 )
+from util.args_finetune import add_augmentation_flags, add_loss_flags, check_finetune
 from util.checkpoint import load_checkpoint
-from util.losses import LOSSES, build_loss, read_prior
+from util.losses import build_loss, read_prior
 from util.lr import param_groups
 from util.posthoc import METHODS, correct
 from util.run import RunFolder, say
 from util.setup import Machine, Session, build_training, describe, load_images, place, plan_steps, set_up
 
+BLR = 1e-3  # the paper's, at 256 images
 # Flags that decide what the logits of a trained model mean; --eval takes them from the checkpoint.
 LOSS_SETTINGS = ("loss", "loss_args", "tau", "test_prior", "sampler", "prior")
 
@@ -53,7 +56,7 @@ def get_args_parser() -> Parser:
     group.add_argument("--drop_path", type=float, default=0.1, metavar="P", help="largest stochastic depth")
     add_loss_flags(parser)
     add_augmentation_flags(parser)
-    add_optimizer_flags(parser, epochs=50, blr=1e-3, min_lr=1e-6, warmup_epochs=5, betas=(0.9, 0.999))
+    add_optimizer_flags(parser, epochs=50, blr=BLR, min_lr=1e-6, warmup_epochs=5, betas=(0.9, 0.999))
     parser.add_argument("--layer_decay", type=float, default=0.75, metavar="D", help="rate of a layer over the next one's")
     group = parser.add_argument_group("evaluation")
     group.add_argument("--eval", action="store_true", help="evaluate --resume CKPT and train nothing")
@@ -64,60 +67,6 @@ def get_args_parser() -> Parser:
     group.add_argument("--crop_pct", type=float, default=0.875, metavar="P", help="share of the resized image's side that the "
                        "centre crop of the evaluation takes")
     return parser
-
-
-def add_loss_flags(parser: Parser) -> None:
-    """The loss, its prior, and what is drawn for it. With --eval the loss is the checkpoint's."""
-    group = parser.add_argument_group("loss")
-    group.add_argument("--loss", metavar="NAME", help=f"one of {', '.join(LOSSES)} (bal_bce by default)")
-    group.add_argument("--loss_args", nargs="+", default=[], metavar="NAME=VALUE", help="options of that loss, such as lam=2 "
-                       "of nt_bce or beta=.999 of cb_ce")
-    group.add_argument("--tau", type=float, help="scale of the logit bias of balanced losses (1 by default); with --eval, of "
-                       "--posthoc logit_adjust")
-    group.add_argument("--test_prior", metavar="uniform|none|FILE", help="class distribution of the test set: uniform (the "
-                       "default, Eq. 10), none (Thm. 2), or a file of C probabilities (Thm. 3); with --eval a trained model is "
-                       "moved to it")
-    group.add_argument("--head_bias", default="zero", choices=["zero", "prior"], help="start of the head's bias: 0, or the "
-                       "best constant logits under the loss")
-    group.add_argument("--sampler", default="random", choices=SAMPLERS, help="images an epoch draws: each once, every class "
-                       "equally often, or by the root of its size")
-    group.add_argument("--prior", choices=PRIORS, help="class counts of a re-balancing loss beside a re-balancing sampler: as "
-                       "the sampler draws them, or as the data have them")
-
-
-def add_augmentation_flags(parser: Parser) -> None:
-    """RandAugment, erasing, mixing and smoothing, all timm's."""
-    group = parser.add_argument_group("augmentation")
-    group.add_argument("--aa", default="rand-m9-mstd0.5-inc1", metavar="POLICY", help="timm's RandAugment string, or none")
-    group.add_argument("--reprob", type=float, default=0.25, metavar="P", help="probability of random erasing")
-    group.add_argument("--remode", default="pixel", choices=["pixel", "rand", "const"], help="what erasing fills in")
-    group.add_argument("--recount", type=int, default=1, metavar="N", help="largest number of erased boxes")
-    group.add_argument("--mixup", type=float, default=0.0, metavar="A", help="mixup alpha, 0 is off")
-    group.add_argument("--cutmix", type=float, default=0.0, metavar="A", help="cutmix alpha, 0 is off")
-    group.add_argument("--cutmix_minmax", type=float, nargs=2, metavar=("MIN", "MAX"), help="sides of cutmix's box, instead "
-                       "of --cutmix")
-    group.add_argument("--mixup_prob", type=float, default=1.0, metavar="P", help="probability of mixing a micro-batch")
-    group.add_argument("--mixup_switch_prob", type=float, default=0.5, metavar="P", help="of cutmix where both are on")
-    group.add_argument("--mixup_mode", default="batch", choices=["batch", "pair", "elem"], help="what one draw is for")
-    group.add_argument("--smoothing", type=float, default=0.1, metavar="S", help="label smoothing")
-
-
-def check_flags(args) -> None:
-    """Raise ValueError for numbers that cannot be."""
-    for name in ("drop_path", "reprob", "mixup_prob", "mixup_switch_prob", "smoothing", "layer_decay"):
-        check_range(args, name, 0, 1)
-    for name in ("mixup", "cutmix"):
-        check_range(args, name, 0, float("inf"))
-    for name in ("layer_decay", "crop_pct"):
-        if not 0 < getattr(args, name) <= 1:
-            raise ValueError(f"--{name} must lie in (0, 1], not {getattr(args, name):g}")
-    for name in ("eval_every", "recount"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, not {getattr(args, name)}")
-    if args.eval and not args.resume:
-        raise ValueError("--eval needs trained weights: give --resume CKPT (a last.pth of main_finetune.py)")
-    if args.posthoc != "none" and not args.eval:
-        raise ValueError(f"--posthoc {args.posthoc} corrects a trained model: use it with --eval --resume CKPT")
 
 
 def build_model(args, images: ImageSet, cosine_head: bool = False) -> nn.Module:
@@ -162,6 +111,8 @@ def start_weights(args, model: nn.Module, criterion: nn.Module) -> str:
     if not args.finetune:
         return "random weights"
     state = load_checkpoint(args.finetune, "pretrain")
+    tell_differences(args, state["args"], ("mean", "std"), args.finetune)
+    check_head_count(model, MAE_MODELS, state["args"])
     patch = state["args"]["patch_size"] or model.patch_embed.patch_size[0]
     report = load_encoder(model, state["model"], patch_grid(as_pair(state["args"]["input_size"]), patch))
     words = f"encoder of {args.finetune} ({report['loaded']} tensors; {len(report['left_out'])} left out, decoder and norm; "
@@ -169,6 +120,14 @@ def start_weights(args, model: nn.Module, criterion: nn.Module) -> str:
     if report["resampled"]:
         words += ", positions resampled {} -> {}".format(*report["resampled"])
     return words
+
+
+def tell_differences(args, trained: dict, names: tuple[str, ...], source: str) -> None:
+    """Print one line where images are prepared otherwise than they were for the weights of `source`."""
+    different = [f"--{name} {getattr(args, name)} ({trained[name]} there)" for name in names
+                 if getattr(args, name) != trained[name]]
+    if different:
+        say(f"note: images are prepared otherwise than for {source}: {', '.join(different)}")
 
 
 def build_targets(args, num_classes: int) -> Targets:
@@ -192,12 +151,12 @@ def score(model, criterion, loader, normalize, machine: Machine, counts) -> tupl
     return metrics.evaluate_logits(logits, labels, counts, criterion.activation), logits, labels
 
 
-def write_results(run: RunFolder, result: dict, logits, labels, images: ImageSet, train: ImageSet, provenance: dict) -> None:
-    """metrics.json, predictions.npz and the figures of one evaluation."""
+def write_results(run: RunFolder, result: dict, logits, labels, images: ImageSet, counts: np.ndarray, provenance: dict) -> None:
+    """metrics.json, predictions.npz and the figures of one evaluation; counts (C,) are those of the training images."""
     run.write_json("metrics.json", {**result, **provenance, "data_source": images.source, "class_names": images.class_names,
-                                    "class_counts": train.class_counts.tolist()})
+                                    "class_counts": counts.tolist()})
     run.write_predictions(logits, labels, images.ids)
-    names, counts = images.class_names, train.class_counts
+    names = images.class_names
     accuracy = [float("nan") if a is None else a for a in result["per_class_accuracy"]]
     figures.per_class_accuracy(run.figures / "per_class_accuracy.png", accuracy, counts, names)
     hits = logits.argmax(1) == labels
@@ -210,21 +169,23 @@ def write_results(run: RunFolder, result: dict, logits, labels, images: ImageSet
 
 def main(args) -> dict:
     """Run stage 2 or --eval; returns the metrics of the evaluation (the last epoch's after training)."""
-    check_flags(args)
+    check_finetune(args)
     machine = set_up(args)
-    train, test = load_images(args, "train"), load_images(args, args.split)
-    size, normalize = as_pair(args.input_size), Normalize(train.record, machine.device)
+    test = load_images(args, args.split)
+    size, normalize = as_pair(args.input_size), Normalize(test.record, machine.device)
     test_loader = eval_loader(test, size, args.batch_size, args.crop_pct, args.num_workers, machine.device)
     if args.eval:
-        return evaluate_checkpoint(args, machine, test_loader, normalize, train, test)
+        return evaluate_checkpoint(args, machine, test_loader, normalize, test)
 
+    train = load_images(args, "train")
     args = with_loss_defaults(args, len(train.class_names))
     criterion = build_criterion(args, train.class_counts, train.class_names).to(machine.device)
     model = place(build_model(args, train, criterion.cosine_head), machine)
     loader = train_loader(train, size, args.batch_size, args.seed, args.train_crop, tuple(args.scale), args.hflip,
                           None if args.aa == "none" else args.aa, args.num_workers, machine.device, args.sampler)
     plan = plan_steps(args, len(train))
-    stepper, schedule = build_training(args, model, param_groups(model, args.weight_decay, args.layer_decay), plan, machine)
+    groups = param_groups(model, args.weight_decay, args.layer_decay)
+    stepper, schedule = build_training(args, model, groups, plan, machine, BLR)
     run = RunFolder(args.output_dir or "output_dir")
     settings = dict(vars(args))
     state, words = run.find_start("finetune", settings, args.resume)
@@ -232,7 +193,7 @@ def main(args) -> dict:
     first = session.restore(state)
     if state is None:
         words += f", {start_weights(args, model, criterion)}"
-    run.create(settings, describe(plan, schedule, train), log_lines=first)
+    run.create(settings, describe(plan, schedule, machine, train), log_lines=first)
     say(f"stage 2, {args.model}, {args.loss}: {len(train)} images of {train.source}, {plan.steps_per_epoch} steps of "
         f"{plan.effective_batch_size} images an epoch, lr {schedule.lr:.3g}; {words}; run folder {run.path}")
 
@@ -251,13 +212,13 @@ def main(args) -> dict:
     figures.training_curves(run.figures / "training.png", run.records())
     # A finished run that is started again has trained nothing, so its weights are scored once more.
     result, logits, labels = scored or score(model, criterion, test_loader, normalize, machine, train.class_counts)
-    write_results(run, result, logits, labels, test, train, {"epoch": args.epochs - 1, "split": args.split})
+    write_results(run, result, logits, labels, test, train.class_counts, {"epoch": args.epochs - 1, "split": args.split})
     run.close()
     say(metrics.format_table({f"{args.loss}, {args.split}": result}))
     return result
 
 
-def evaluate_checkpoint(args, machine: Machine, loader, normalize, train: ImageSet, test: ImageSet) -> dict:
+def evaluate_checkpoint(args, machine: Machine, loader, normalize, test: ImageSet) -> dict:
     """--eval: score exactly the file that --resume names; written only into a new --output_dir.
 
     The loss, which decides the activation and what the logits fit, is the checkpoint's.
@@ -267,6 +228,7 @@ def evaluate_checkpoint(args, machine: Machine, loader, normalize, train: ImageS
     if there != here:
         raise ValueError(f"{args.resume} has a head of {len(there)} classes ({', '.join(there[:3])}, ...), but {test.source} "
                          f"has {len(here)} ({', '.join(here[:3])}, ...): evaluate it on the data set that it was trained on")
+    tell_differences(args, state["args"], ("mean", "std", "input_size", "crop_pct"), args.resume)
     trained = argparse.Namespace(**{name: state["args"][name] for name in LOSS_SETTINGS})
     if args.loss not in (None, trained.loss):
         raise ValueError(f"{args.resume} was trained with --loss {trained.loss}, not {args.loss}: leave the flag out")
@@ -275,19 +237,21 @@ def evaluate_checkpoint(args, machine: Machine, loader, normalize, train: ImageS
                          "leave the flag out, or add --posthoc logit_adjust, whose strength it is")
     criterion = build_criterion(trained, counts, there)
     model = place(build_model(args, test, criterion.cosine_head), machine)
+    check_head_count(model, MODELS, state["args"])
     load_classifier(model, state["model"])
     run = RunFolder(args.output_dir) if args.output_dir else None
     if run:
         run.check_empty()
+        run.check_writable()
     _, logits, labels = score(model, criterion, loader, normalize, machine, counts)
     logits, activation = correct(logits, criterion, args.posthoc, read_test_prior(args.test_prior, len(here)), args.tau)
     words = f", posthoc {args.posthoc}" * (args.posthoc != "none") + f", test prior {args.test_prior}" * bool(args.test_prior)
     result = metrics.evaluate_logits(logits, labels, counts, activation)
     say(metrics.format_table({f"{args.resume}, {args.split}{words}": result}))
     if run:
-        run.create(dict(vars(args)), {"checkpoint": args.resume, "class_counts": counts})
-        write_results(run, result, logits, labels, test, train, {"epoch": state["progress"]["epoch"] - 1, "split": args.split,
-                                                                 "corrected": words.lstrip(", ") or None})
+        run.create(dict(vars(args)), {"checkpoint": args.resume, "class_counts": counts, "data_hash": test.data_hash})
+        provenance = {"epoch": state["progress"]["epoch"] - 1, "split": args.split, "corrected": words.lstrip(", ") or None}
+        write_results(run, result, logits, labels, test, np.array(counts), provenance)
         say(f"wrote metrics.json, predictions.npz and figures into {run.path}")
     return result
 

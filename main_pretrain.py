@@ -1,7 +1,7 @@
 """Stage 1, masked generative pretraining (MGP): learn an encoder from images alone.
 
     python main_pretrain.py @recipes/embedded/pretrain.args --output_dir runs/mgp
-    python main_pretrain.py @recipes/imagenet_lt/pretrain.args --data_path DIR --output_dir runs/imagenet_lt_mgp
+    python main_pretrain.py --dataset folder --data_path DIR --mean .485 .456 .406 --std .229 .224 .225 --output_dir runs/own
 """
 import argparse
 
@@ -26,6 +26,8 @@ from util.run import RunFolder, say
 from util.seed import derive_seed, seeded
 from util.setup import Session, build_training, describe, load_images, place, plan_steps, set_up
 
+BLR = 1.5e-4  # the paper's and MAE's, at 256 images
+
 
 def get_args_parser() -> Parser:
     """Flags of stage 1, with MAE's names and defaults."""
@@ -40,7 +42,7 @@ def get_args_parser() -> Parser:
     group.add_argument("--decoder_embed_dim", type=int, default=512, metavar="N")
     group.add_argument("--decoder_depth", type=int, default=8, metavar="N")
     group.add_argument("--decoder_num_heads", type=int, default=16, metavar="N")
-    add_optimizer_flags(parser, epochs=400, blr=1.5e-4, min_lr=0.0, warmup_epochs=40, betas=(0.9, 0.95))
+    add_optimizer_flags(parser, epochs=400, blr=BLR, min_lr=0.0, warmup_epochs=40, betas=(0.9, 0.95))
     return parser
 
 
@@ -86,14 +88,14 @@ def main(args) -> dict:
                           args.hflip, None, args.num_workers, machine.device)
 
     model = place(build_model(args, images.record.channels), machine)
-    stepper, schedule = build_training(args, model, param_groups(model, args.weight_decay), plan, machine)
+    stepper, schedule = build_training(args, model, param_groups(model, args.weight_decay), plan, machine, BLR)
 
     run = RunFolder(args.output_dir or "output_dir")
     settings = dict(vars(args))
     state, words = run.find_start("pretrain", settings, args.resume)
     session = Session("pretrain", settings, run, model, stepper, images)
     first = session.restore(state)
-    run.create(settings, describe(plan, schedule, images), log_lines=first)
+    run.create(settings, describe(plan, schedule, machine, images), log_lines=first)
     say(f"stage 1, {args.model}: {len(images)} images of {images.source}, {plan.steps_per_epoch} steps of "
         f"{plan.effective_batch_size} images an epoch, lr {schedule.lr:.3g}; {words}; run folder {run.path}")
 

@@ -98,6 +98,17 @@ def load_encoder(model: VisionTransformer, state: dict, grid: tuple[int, int] | 
             "resampled": None if tuple(grid) == tuple(model.patch_embed.grid_size) else (grid, model.patch_embed.grid_size)}
 
 
+def check_head_count(model: VisionTransformer, models: dict, trained: dict) -> None:
+    """Raise ValueError where weights were trained with another number of heads, which no tensor's shape tells.
+
+    models: the table that trained["model"] is a row of; trained: flags of the run that the weights come from.
+    """
+    names = ("patch_size", "embed_dim", "depth", "num_heads")
+    there, here = model_shape(models, trained["model"], *(trained[name] for name in names))[3], model.blocks[0].attn.num_heads
+    if there != here:
+        raise ValueError(f"weights of another architecture ({there} heads, not {here}): use --num_heads {there}")
+
+
 def check_keys(found: dict, expected: dict) -> None:
     """Raise ValueError unless two {name: shape} are equal, naming the first differences of each kind."""
     missing = [key for key in expected if key not in found]

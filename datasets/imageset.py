@@ -59,6 +59,10 @@ class ImageSet:
         return digest.hexdigest()
 
 
+class UnreadableImage(ValueError):
+    """An image file that no picture comes out of; the message names it."""
+
+
 class ArrayImages(ImageSet):
     """Images held in memory: images (N, H, W) or (N, H, W, 3) uint8."""
 
@@ -80,5 +84,10 @@ class FileImages(ImageSet):
         self.root = root
 
     def image(self, index: int) -> Image.Image:
-        with Image.open(self.root / self.ids[index]) as image:
-            return image.convert("L" if self.record.channels == 1 else "RGB")
+        path = self.root / self.ids[index]
+        try:
+            with Image.open(path) as image:
+                return image.convert("L" if self.record.channels == 1 else "RGB")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            reason = " ".join(str(error).split())
+            raise UnreadableImage(f"cannot read the image {path} ({reason}): replace it or take it out of the folder") from None

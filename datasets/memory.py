@@ -49,11 +49,10 @@ class MemoryBatches:
         return len(self.batch_sampler)
 
     def __iter__(self):
-        device, table = self.labels.device, None
-        for keys in self.batch_sampler:
-            indices, (epoch, *_), positions = zip(*keys, strict=True)
-            if table is None:
-                seed = derive_seed(self.batch_sampler.seed, "sample", epoch)
-                table = torch.from_numpy(np.random.default_rng(seed).random((self.batch_sampler.num_samples, 3)))
-            indices = torch.tensor(indices, device=device)
-            yield self.augment(indices, table[list(positions)].to(device)), self.labels[indices]
+        sampler, device = self.batch_sampler, self.labels.device
+        seed = derive_seed(sampler.seed, "sample", sampler.epoch)
+        table = torch.from_numpy(np.random.default_rng(seed).random((sampler.num_samples, 3)))
+        # To the device once an epoch: a copy for each micro-batch would wait for the device.
+        order, table = torch.as_tensor(sampler.order(sampler.epoch)).to(device), table.to(device)
+        for indices, draws in zip(order.split(sampler.batch_size), table.split(sampler.batch_size), strict=True):
+            yield self.augment(indices, draws), self.labels[indices]

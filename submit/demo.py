@@ -15,9 +15,9 @@ import main_finetune
 import main_pretrain
 from datasets import embedded
 from util import metrics
-from util.args import PROJECT
+from util.args import PROJECT, run_command
 from util.figures_compare import class_accuracies
-from util.run import say
+from util.run import RunFolder, say
 
 COLUMNS = ("many", "medium", "few", "overall", "ece", "mce")
 FLOOR, BCE, BAL_BCE = "logistic regression on pixels", "ViT, MGP + BCE", "ViT, MGP + Bal-BCE"
@@ -58,6 +58,7 @@ def main(args) -> dict[str, dict]:
     """Run the demo; returns the rows of its table."""
     start = time.perf_counter()
     out = Path(args.output_dir or f"runs/demo_{datetime.datetime.now():%Y%m%d_%H%M%S}")
+    RunFolder(out).check_writable()
     floor = pixel_floor()
     seeds = [run_seed(seed, out / f"seed{seed}", args.pretrain_epochs, args.epochs) for seed in args.seeds]
     last = seeds[-1]
@@ -66,7 +67,8 @@ def main(args) -> dict[str, dict]:
         row: result["per_class_accuracy"] for row, result in {FLOOR: floor, **last}.items()}, counts, embedded.CLASS_NAMES,
         f"Fashion-MNIST-LT, accuracy by class, largest class first (seed {args.seeds[-1]})")
     say(f"\nFashion-MNIST-LT, {counts.sum():,} training images, factor {counts.max() // counts.min()}, last epoch, "
-        f"5,000 test images that nothing was chosen on; seeds {', '.join(map(str, args.seeds))}\n")
+        f"5,000 test images that nothing was chosen on; seeds {', '.join(map(str, args.seeds))}; confidence for ECE and MCE by "
+        "softmax (regression) and sigmoid (BCE losses)\n")
     say(table({FLOOR: [floor]}, seeds))
     say(f"\npictures ({(time.perf_counter() - start) / 60:.1f} minutes):")
     for path in sorted(out.glob("**/*.png")):
@@ -97,4 +99,4 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main(get_args_parser().parse_args())
+    run_command(get_args_parser(), main)

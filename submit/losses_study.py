@@ -16,7 +16,7 @@ import main_finetune
 import main_pretrain
 from submit.demo import COLUMNS, run_stage, short
 from util import metrics
-from util.args import parse_options
+from util.args import parse_options, run_command
 from util.losses import LOSSES, build_loss
 from util.posthoc import correct
 from util.run import say
@@ -60,7 +60,7 @@ def main(args) -> dict[str, dict]:
     """Run every seed; prints means and standard deviations, returns {row: {column: mean}}."""
     unknown = [row for row in args.rows if row not in ROWS]
     if unknown:
-        raise SystemExit(f"error: unknown row {unknown[0]!r}; known: {'; '.join(ROWS)}")
+        raise ValueError(f"unknown row {unknown[0]!r}; known: {'; '.join(ROWS)}")
     out = Path(args.output_dir)
     seeds = [run_seed(args, seed, out) for seed in args.seeds]
     mean = {row: {c: average([seed[row][c] for seed in seeds]) for c in COLUMNS} for row in seeds[0]}
@@ -98,4 +98,4 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main(get_args_parser().parse_args())
+    run_command(get_args_parser(), main)

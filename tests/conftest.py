@@ -4,8 +4,10 @@ import pytest
 import torch
 from PIL import Image
 
+import datasets
 import main_finetune
 import main_pretrain
+from datasets.embedded import load
 
 TINY = ["--input_size", "16", "--patch_size", "4", "--embed_dim", "32", "--depth", "2", "--num_heads", "2",
         "--epochs", "2", "--warmup_epochs", "1", "--device", "cpu", "--amp", "off", "--num_workers", "0",
@@ -58,6 +60,12 @@ def finetune(data_flags):
         argv = [*data_flags, *TINY, "--model", "vit_tiny_patch16", "--output_dir", str(output_dir), *map(str, flags)]
         return main_finetune.main(main_finetune.get_args_parser().parse_args(argv))
     return run
+
+
+@pytest.fixture
+def few_embedded_images(monkeypatch):
+    """The embedded set cut to its first 300 images a split, for commands that train on it."""
+    monkeypatch.setattr(datasets, "load_embedded", lambda split: tuple(part[:300] for part in load(split)))
 
 
 @pytest.fixture(scope="session")

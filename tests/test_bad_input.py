@@ -1,14 +1,16 @@
 """What a user can get wrong ends before training: one line, exit code 2, no traceback, nothing overwritten."""
 import os
+import shutil
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 import main_finetune
 import main_pretrain
 from tests.conftest import DECODER, TINY
-from util.args import run_command
+from util.args import PROJECT, run_command
 
 STAGES = {"pretrain": main_pretrain, "finetune": main_finetune}
 MAE = ["--model", "mae_vit_tiny_patch16"]
@@ -54,14 +56,22 @@ def fails(data_flags, tmp_path, monkeypatch, capsys):
     ("pretrain", ["--amp", "fp16"], "--amp fp16 on a CPU is neither fast nor scaled"),
     ("pretrain", ["--batch_size", "0"], "--batch_size must be at least 1, not 0"),
     ("pretrain", ["--epochs", "0"], "--epochs must be at least 1, not 0"),
-    ("pretrain", ["--lr", "nan"], "--lr must be at least 0, not nan"),
+    ("pretrain", ["--lr", "nan"], "--lr must be a finite number, at least 0, not nan"),
     ("pretrain", ["--min_lr", "1"], "--min_lr 1 is above the learning rate 0.001"),
     ("pretrain", ["--opt_betas", ".9", "1"], "--opt_betas must lie in [0, 1)"),
     ("pretrain", ["--scale", "1", ".5"], "--scale takes MIN and MAX"),
     ("pretrain", ["--num_heads", "3"], "width 32 is no multiple of 3 heads: change --embed_dim or --num_heads"),
     ("pretrain", ["--decoder_num_heads", "3"], "change --decoder_embed_dim or --decoder_num_heads"),
     ("pretrain", ["--depth", "0"], "--depth must be at least 1, not 0"),
-    ("finetune", ["--mixup", "-1"], "--mixup must be at least 0, not -1"),
+    ("pretrain", ["--lr", "inf"], "--lr must be a finite number, at least 0, not inf"),
+    ("pretrain", ["--scale", ".2", "inf"], "--scale takes MIN and MAX with 0 < MIN <= MAX <= 1"),
+    ("pretrain", ["--blr", "1"], "--lr 0.001 and --blr 1 both set the learning rate"),
+    ("pretrain", ["--output_dir", ""], "--output_dir is empty (an unset variable?)"),
+    ("pretrain", ["--device", "meta"], "--device meta is not usable here (training runs on cpu, cuda, mps or xpu"),
+    ("finetune", ["--cutmix_minmax", ".8", ".2"], "--cutmix_minmax takes MIN and MAX"),
+    ("finetune", ["--cutmix_minmax", "nan", "nan"], "--cutmix_minmax takes MIN and MAX"),
+    ("finetune", ["--eval", "--resume", "x", "--finetune", "y"], "--eval scores --resume CKPT, so --finetune would do nothing"),
+    ("finetune", ["--mixup", "-1"], "--mixup must be a finite number, at least 0, not -1"),
     ("finetune", ["--smoothing", "1.5"], "--smoothing must lie in [0, 1], not 1.5"),
     ("finetune", ["--tau", "nan"], "tau must be a finite number >= 0 (0 is the plain loss, 1 the paper's), got nan"),
     ("finetune", ["--loss", "bce", "--tau", "0.5"], "--loss bce has no logit bias, so --tau and --test_prior would do nothing"),
@@ -90,6 +100,39 @@ def test_no_cuda(fails):
     assert "finds no CUDA device here: use --device cpu" in fails("finetune", "--device", "cuda:0")
 
 
+@pytest.mark.parametrize(("text", "words"), [
+    (b"--data_path it's\n", "No closing quotation"), (b"\x80\xff\xfe", "is no text"), (b"@SELF\n", "names itself with @"),
+    (b"--epochs 2 3\n", "unrecognized arguments: 3")])
+def test_recipes_that_cannot_be_read(fails, tmp_path, text, words):
+    path = tmp_path / "a.args"
+    path.write_bytes(text.replace(b"SELF", str(path).encode()))
+    assert words in fails("pretrain", f"@{path}")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_is_named(tmp_path, picture_folder, data_flags, monkeypatch, capsys, workers):
+    shutil.copytree(picture_folder, tmp_path / "data")
+    broken = tmp_path / "data" / "train" / "dog" / "03.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+    argv = [*data_flags, *TINY, *DECODER, *MAE, "--output_dir", tmp_path / "out", "--data_path", tmp_path / "data",
+            "--num_workers", workers]
+    monkeypatch.setattr(sys, "argv", ["main_pretrain.py", *map(str, argv)])
+    with pytest.raises(SystemExit) as stop:
+        run_command(main_pretrain.get_args_parser(), main_pretrain.main)
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and err.startswith(f"error: cannot read the image {broken} (") and err.count("\n") == 1
+
+
+def test_an_interrupt_says_how_to_go_on(monkeypatch, capsys):
+    def main(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["main_pretrain.py"])
+    with pytest.raises(SystemExit) as stop:
+        run_command(main_pretrain.get_args_parser(), main)
+    assert stop.value.code == 130 and "the same command goes on from there" in capsys.readouterr().err
+
+
 def test_several_processes_are_refused(fails, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert "4 processes were started, but this version trains in one" in fails("pretrain")
@@ -99,6 +142,8 @@ def test_checkpoints_that_do_not_fit(fails, encoder, finetune, tmp_path):
     assert "expected 'finetune'" in fails("finetune", "--eval", "--resume", encoder)
     assert "weights of another architecture (wrong shape: cls_token (1, 1, 32) instead of (1, 1, 48)" in fails(
         "finetune", "--finetune", encoder, "--embed_dim", 48)
+    assert "weights of another architecture (2 heads, not 4): use --num_heads 2" in fails(
+        "finetune", "--finetune", encoder, "--num_heads", 4)
     assert "missing: blocks.2.norm1.weight" in fails("finetune", "--finetune", encoder, "--depth", 3)
     short = tmp_path / "short.pth"
     short.write_bytes(encoder.read_bytes()[:3000])
@@ -109,6 +154,7 @@ def test_checkpoints_that_do_not_fit(fails, encoder, finetune, tmp_path):
     finetune(tmp_path / "bft", "--epochs", 1, "--warmup_epochs", 0)
     last = tmp_path / "bft" / "last.pth"
     assert "weights of another architecture" in fails("finetune", "--eval", "--resume", last, "--depth", 3)
+    assert "(2 heads, not 4)" in fails("finetune", "--eval", "--resume", last, "--num_heads", 4)
     assert "embedded" in fails("finetune", "--eval", "--resume", last, "--dataset", "embedded")
 
 
@@ -163,12 +209,12 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
     def main(args):
         torch.zeros(2).reshape(3).chunk(0)
 
-    def library(args):
-        int("x", base=99)
-
     import json
     monkeypatch.setattr(sys, "argv", ["main_pretrain.py"])
     with pytest.raises(RuntimeError):
         run_command(main_pretrain.get_args_parser(), main)
     with pytest.raises(ValueError, match="Expecting value"):
         run_command(main_pretrain.get_args_parser(), lambda args: json.loads("x"))
+    monkeypatch.chdir(PROJECT)  # a compiled extension's frames have relative paths
+    with pytest.raises(ValueError, match="low >= high"):
+        run_command(main_pretrain.get_args_parser(), lambda args: np.random.RandomState(0).randint(3, 2))

@@ -6,6 +6,8 @@ import pytest
 
 from submit import demo, pretraining_helps
 
+pytestmark = pytest.mark.usefixtures("few_embedded_images")
+
 
 def test_demo_trains_both_losses_from_one_encoder_and_prints_one_table(tmp_path, capsys):
     args = demo.get_args_parser().parse_args(["--pretrain_epochs", "1", "--epochs", "1", "--seeds", "0",

@@ -8,7 +8,7 @@ import torch
 
 from util.losses import build_loss
 
-COUNTS_FOLDER = Path(__file__).resolve().parents[2] / "shared" / "data" / "class_counts"
+COUNTS_FOLDER = Path(__file__).resolve().parents[1] / "datasets" / "class_counts"
 
 # mean loss over the training distribution at all-zero logits: ce, bal_ce, bce, bal_bce of Thm. 2, bal_bce of Eq. 10
 ZERO_LOGITS = {

@@ -6,6 +6,7 @@ import pytest
 from submit import losses_study
 
 
+@pytest.mark.usefixtures("few_embedded_images")
 @pytest.mark.parametrize("mixed", [[], ["--mixed"]])
 def test_rows_and_corrections(tmp_path, capsys, mixed):
     argv = ["--seeds", "0", "--epochs", "1", "--pretrain_epochs", "1", "--rows", "bal_bce", *mixed,
@@ -22,5 +23,5 @@ def test_rows_and_corrections(tmp_path, capsys, mixed):
 def test_rows_cover_every_loss_and_both_starts():
     from util.losses import LOSSES
     assert set(LOSSES) <= set(losses_study.ROWS) and "bal_bce, head bias 0" in losses_study.ROWS
-    with pytest.raises(SystemExit, match="unknown row 'balbce'"):
+    with pytest.raises(ValueError, match="unknown row 'balbce'"):
         losses_study.main(losses_study.get_args_parser().parse_args(["--rows", "balbce"]))

@@ -84,6 +84,19 @@ def test_a_run_cut_before_its_first_checkpoint_starts_anew_and_says_so(pretrain,
     assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 4
 
 
+def test_what_a_run_began_with_stays_in_its_record(pretrain, tmp_path, cut_after, monkeypatch):
+    patch = cut_after(2)
+    with pytest.raises(Cut):
+        pretrain(tmp_path / "run", *STAGE_1)
+    patch.undo()
+    for _ in range(2):  # the second call finds it finished
+        monkeypatch.setattr("util.run.git_revision", lambda: "another")
+        pretrain(tmp_path / "run", *STAGE_1)
+    record = json.loads((tmp_path / "run" / "args.json").read_text())
+    assert record["git"] != "another"
+    assert [(c["after_epochs"], c["git"]) for c in record["continued"]] == [(2, "another")]
+
+
 def test_a_finished_run_gives_its_result_again_and_trains_nothing(finetune, tmp_path):
     first = finetune(tmp_path / "run", "--epochs", 2)
     log = (tmp_path / "run" / "log.jsonl").read_text()

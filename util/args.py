@@ -1,12 +1,14 @@
 """Flags: those that both stages have stand here once. Names and meanings are MAE's where MAE has them."""
 import argparse
 import ast
+import math
 import shlex
 import sys
 import traceback
 from pathlib import Path
 
 from datasets import DATASETS
+from datasets.imageset import UnreadableImage
 from util.steps import NonFiniteError
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -20,7 +22,18 @@ class Parser(argparse.ArgumentParser):
                          formatter_class=argparse.ArgumentDefaultsHelpFormatter)
 
     def convert_arg_line_to_args(self, line: str) -> list[str]:
-        return shlex.split(line, comments=True)
+        try:
+            return shlex.split(line, comments=True)
+        except ValueError as error:
+            self.error(f"recipe line {line!r}: {error}; put values with quotes or blanks in double quotes")
+
+    def parse_args(self, args=None, namespace=None):
+        try:
+            return super().parse_args(args, namespace)
+        except UnicodeDecodeError:
+            self.error("a file named with @ is no text: a recipe has one flag a line")
+        except RecursionError:
+            self.error("a recipe names itself with @: leave that line out")
 
     def error(self, message: str):
         self.exit(2, f"error: {message} (see python {Path(sys.argv[0]).name} --help)\n")
@@ -77,7 +90,7 @@ def add_optimizer_flags(parser: Parser, epochs: int, blr: float, min_lr: float, 
                        "derived from it")
     group.add_argument("--epochs", type=int, default=epochs, metavar="N")
     group.add_argument("--warmup_epochs", type=float, default=warmup_epochs, metavar="N", help="linear from 0")
-    group.add_argument("--blr", type=float, default=blr, metavar="LR", help="base learning rate: lr = blr * effective "
+    group.add_argument("--blr", type=float, metavar="LR", help=f"base learning rate, {blr:g} by default: lr = blr * effective "
                        "batch / 256")
     group.add_argument("--lr", type=float, metavar="LR", help="absolute learning rate instead of --blr")
     group.add_argument("--min_lr", type=float, default=min_lr, metavar="LR", help="where the cosine ends")
@@ -99,8 +112,13 @@ def check_common(args) -> None:
         raise ValueError(f"--num_workers must not be negative: {args.num_workers}")
     if len(args.input_size) > 2 or min(args.input_size) < 1:
         raise ValueError(f"--input_size takes one number or height and width, each at least 1, not {args.input_size}")
-    if not 0 < args.scale[0] <= args.scale[1]:
-        raise ValueError(f"--scale takes MIN and MAX with 0 < MIN <= MAX, not {args.scale}")
+    if not 0 < args.scale[0] <= args.scale[1] <= 1:
+        raise ValueError(f"--scale takes MIN and MAX with 0 < MIN <= MAX <= 1, not {args.scale}")
+    if args.output_dir == "":
+        raise ValueError("--output_dir is empty (an unset variable?): name a folder, or leave the flag out for output_dir")
+    if args.lr is not None and args.blr is not None:
+        raise ValueError(f"--lr {args.lr:g} and --blr {args.blr:g} both set the learning rate: give one (a recipe may have "
+                         "given the other)")
     check_range(args, "hflip", 0, 1)
     if not all(0 <= beta < 1 for beta in args.opt_betas):
         raise ValueError(f"--opt_betas must lie in [0, 1), not {args.opt_betas}")
@@ -109,10 +127,10 @@ def check_common(args) -> None:
 
 
 def check_range(args, name: str, low: float, high: float) -> None:
-    """Raise ValueError unless the flag is unset or within [low, high]; NaN is outside."""
+    """Raise ValueError unless the flag is unset or a finite number within [low, high]."""
     value = getattr(args, name)
-    if value is not None and not low <= value <= high:
-        wanted = f"must be at least {low:g}" if high == float("inf") else f"must lie in [{low:g}, {high:g}]"
+    if value is not None and not (low <= value <= high and math.isfinite(value)):
+        wanted = f"must be a finite number, at least {low:g}" if high == float("inf") else f"must lie in [{low:g}, {high:g}]"
         raise ValueError(f"--{name} {wanted}, not {value:g}")
 
 
@@ -141,9 +159,17 @@ def run_command(parser: Parser, main) -> None:
         main(args)
     except NonFiniteError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("stopped; what was saved is whole, and the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
+    except UnreadableImage as error:
+        # A loading worker wraps the message in its own traceback; the last line is the message.
+        print(f"error: {str(error).strip().splitlines()[-1].split('UnreadableImage: ')[-1]}", file=sys.stderr)
+        sys.exit(2)
     except ValueError as error:
-        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
-        if not raised_in.is_relative_to(PROJECT) or "site-packages" in raised_in.parts:
+        # A path that is not absolute is that of a compiled extension, which is no code of this project.
+        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        if not raised_in.is_absolute() or not raised_in.is_relative_to(PROJECT) or "site-packages" in raised_in.parts:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

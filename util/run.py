@@ -40,8 +40,15 @@ def progress(iterable, total: int, what: str):
 
 def settings_difference(now: dict, then: dict) -> list[str]:
     """The settings that a continued run must keep and that differ, each as `--flag now (then there)`."""
-    names = sorted((set(now) | set(then)) - MAY_CHANGE)
-    return [f"--{name} {now.get(name)} ({then.get(name)} there)" for name in names if now.get(name) != then.get(name)]
+    # A flag that the other run's version did not know has no value to differ from.
+    names = sorted((set(now) & set(then)) - MAY_CHANGE)
+    return [f"--{name} {now[name]} ({then[name]} there)" for name in names
+            if now[name] != then[name] and not (name == "finetune" and same_file(now[name], then[name]))]
+
+
+def same_file(one: str | None, other: str | None) -> bool:
+    """Whether two paths name one file, however they are written."""
+    return None not in (one, other) and Path(one).resolve() == Path(other).resolve()
 
 
 class RunFolder:
@@ -110,7 +117,14 @@ class RunFolder:
         """Make the folder, write args.json, and cut log.jsonl to the lines that the checkpoint has seen."""
         self.check_writable()
         self.figures.mkdir(exist_ok=True)
-        self.write_json("args.json", {"args": settings, **derived, "git": git_revision(), "versions": versions()})
+        record = {"args": settings, **derived, "git": git_revision(), "versions": versions(), "continued": []}
+        if log_lines and (self.path / "args.json").exists():
+            # What the run began with stays; a continuation stands behind it, and a finished run has none.
+            begun = json.loads((self.path / "args.json").read_text())
+            now = {"after_epochs": log_lines, **{key: record[key] for key in ("git", "versions", "device") if key in record}}
+            begun["continued"] += [now] * (log_lines < settings["epochs"])
+            record = begun
+        self.write_json("args.json", record)
         log = self.path / "log.jsonl"
         lines = log.read_text().splitlines(keepends=True)[:log_lines] if log.exists() else []
         replace_file(log, lambda file: file.write("".join(lines).encode()))

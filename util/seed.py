@@ -22,7 +22,10 @@ def seed_everything(seed: int, device: torch.device | None = None) -> None:
     np.random.seed(seed & 0xFFFFFFFF)
     torch.default_generator.manual_seed(seed)
     if device is not None and device.type != "cpu":
-        getattr(torch, device.type).manual_seed(seed)
+        accelerator = getattr(torch, device.type)
+        # manual_seed seeds the current device, which need not be this one.
+        with accelerator.device(device) if hasattr(accelerator, "device") else contextlib.nullcontext():
+            accelerator.manual_seed(seed)
 
 
 @contextlib.contextmanager

@@ -42,6 +42,8 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps", "xpu"):
+            raise RuntimeError(f"training runs on cpu, cuda, mps or xpu, not on {device.type}")
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"--device {name}, but torch {torch.__version__} finds no CUDA device here: use --device cpu "
                              "or auto, or install a driver and a CUDA build of torch")
@@ -69,9 +71,11 @@ def plan_steps(args, num_samples: int) -> StepPlan:
     return StepPlan(num_samples, args.batch_size, accum_iter)
 
 
-def build_training(args, model: nn.Module, groups: list[dict], plan: StepPlan, machine: Machine) -> tuple[Stepper, Schedule]:
-    """The model's stepper and its learning rates."""
-    lr = args.lr if args.lr is not None else scale_lr(args.blr, plan.effective_batch_size)
+def build_training(args, model: nn.Module, groups: list[dict], plan: StepPlan, machine: Machine,
+                   default_blr: float) -> tuple[Stepper, Schedule]:
+    """The model's stepper and its learning rates: --lr, else --blr or the stage's default scaled with the batch."""
+    blr = default_blr if args.blr is None else args.blr
+    lr = args.lr if args.lr is not None else scale_lr(blr, plan.effective_batch_size)
     if args.min_lr > lr:
         raise ValueError(f"--min_lr {args.min_lr:g} is above the learning rate {lr:g}: lower it, or raise --blr or --lr")
     optimizer = build_optimizer(groups, lr, tuple(args.opt_betas))
@@ -79,9 +83,10 @@ def build_training(args, model: nn.Module, groups: list[dict], plan: StepPlan, m
         Schedule(lr, args.min_lr, args.warmup_epochs, args.epochs)
 
 
-def describe(plan: StepPlan, schedule: Schedule, images: ImageSet) -> dict:
+def describe(plan: StepPlan, schedule: Schedule, machine: Machine, images: ImageSet) -> dict:
     """Settings derived from flags and data, for args.json."""
-    return {"lr": schedule.lr, "accum_iter": plan.accum_iter, "effective_batch_size": plan.effective_batch_size,
+    return {"device": str(machine.device), "matrix_products": str(machine.amp or torch.float32), "lr": schedule.lr,
+            "accum_iter": plan.accum_iter, "effective_batch_size": plan.effective_batch_size,
             "steps_per_epoch": plan.steps_per_epoch, "num_images": len(images), "data_hash": images.data_hash,
             "data_source": images.source, "class_names": images.class_names, "class_counts": images.class_counts.tolist(),
             "mean": list(images.record.mean), "std": list(images.record.std)}
