@@ -44,14 +44,15 @@ def corrected(folder: Path) -> dict[str, dict]:
 def run_seed(args, seed: int, out: Path) -> dict[str, dict]:
     """One encoder and every row from it: {row: metrics}, the corrections behind their row."""
     data = ["--data_path", args.data_path] if args.data_path else []
-    encoder = out / f"seed{seed}" / "mgp"
-    run_stage(main_pretrain, f"{args.recipe}/pretrain", encoder, "--seed", seed, *data, *short(args.pretrain_epochs))
+    encoder = Path(args.encoder.format(seed=seed)) if args.encoder else out / f"seed{seed}" / "mgp" / "last.pth"
+    if not args.encoder:
+        run_stage(main_pretrain, f"{args.recipe}/pretrain", encoder.parent, "--seed", seed, *data, *short(args.pretrain_epochs))
     mixed = ["--mixup", 0.8, "--cutmix", 1] if args.mixed else []
     rows = {}
     for row in args.rows:
         folder = out / f"seed{seed}" / (row.replace(", head bias 0", "_zero") + "_mixed" * args.mixed)
-        rows[row] = run_stage(main_finetune, f"{args.recipe}/finetune", folder, "--finetune", encoder / "last.pth", "--seed",
-                              seed, "--eval_every", 1000, *data, *ROWS[row], *mixed, *short(args.epochs))
+        rows[row] = run_stage(main_finetune, f"{args.recipe}/finetune", folder, "--finetune", encoder, "--seed", seed,
+                              "--eval_every", 1000, *data, *ROWS[row], *mixed, *short(args.epochs))
         rows |= {f"{row} + {method}": result for method, result in corrected(folder).items() if ", " not in row}
     return rows
 
@@ -90,6 +91,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data_path", metavar="DIR")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), metavar="ROW", help=f"of {'; '.join(ROWS)}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--encoder", metavar="CKPT", help="stage-1 checkpoints to start from instead of pretraining, {seed} being "
+                        "replaced: runs/demo/seed{seed}/mgp/last.pth")
     parser.add_argument("--pretrain_epochs", type=int, metavar="N", help="instead of the recipe's")
     parser.add_argument("--epochs", type=int, metavar="N", help="of fine-tuning, instead of the recipe's")
     parser.add_argument("--mixed", action="store_true", help="mixup .8 and cutmix 1")
