@@ -91,8 +91,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data_path", metavar="DIR")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), metavar="ROW", help=f"of {'; '.join(ROWS)}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--encoder", metavar="CKPT", help="stage-1 checkpoints to start from instead of pretraining, {seed} being "
-                        "replaced: runs/demo/seed{seed}/mgp/last.pth")
+    parser.add_argument("--encoder", metavar="CKPT", help="stage-1 checkpoints to start from instead of pretraining, {seed} "
+                        "being replaced: runs/demo/seed{seed}/mgp/last.pth")
     parser.add_argument("--pretrain_epochs", type=int, metavar="N", help="instead of the recipe's")
     parser.add_argument("--epochs", type=int, metavar="N", help="of fine-tuning, instead of the recipe's")
     parser.add_argument("--mixed", action="store_true", help="mixup .8 and cutmix 1")
