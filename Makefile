@@ -23,7 +23,7 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
 	@echo "  PYTHON=python3.12 chooses the interpreter; VENV= (empty) uses it as it is, without installing anything"
 
-demo: $(READY)  ## both stages on real images, two losses, a table and pictures (about 6 minutes on two cores)
+demo: $(READY)  ## both stages on real images, two losses, a table and pictures (about 7 minutes on two cores)
 	$(RUN) -m submit.demo $(DEMO)
 
 test: $(READY_DEV)  ## the tests (TESTS="tests/test_lr.py -k cosine" for some of them)

@@ -1,0 +1,55 @@
+"""What README.md shows is what runs."""
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import main_finetune
+import main_pretrain
+
+PROJECT = Path(main_pretrain.__file__).parent
+README = (PROJECT / "README.md").read_text()
+STAGES = {"main_pretrain.py": main_pretrain, "main_finetune.py": main_finetune}
+
+
+def commands():
+    """Every command of the README's code blocks that starts a stage, continuation lines joined."""
+    for block in re.findall(r"```(?:\w*)\n(.*?)```", README, re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.startswith("python main_"):
+                yield line
+
+
+@pytest.mark.parametrize("command", list(commands()))
+def test_every_command_of_a_stage_parses(command, monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    script, *flags = shlex.split(command, comments=True)[1:]
+    STAGES[script].get_args_parser().parse_args(flags)
+
+
+def test_the_five_lines_of_python_run_as_they_stand(capsys):
+    section = README[README.index("use the losses in your own project"):]
+    code = re.search(r"```python\n(.*?)```", section, re.DOTALL).group(1)
+    assert len(code.strip().splitlines()) == 5
+    names = {}
+    exec(code, names)
+    assert names["loss"].isfinite() and names["logits"].grad.shape == names["logits"].shape
+
+
+def test_every_file_that_is_named_exists():
+    named = set(re.findall(r"`((?:[\w]+/)*[\w]+\.(?:py|md|args|txt))`", README))
+    ignored = {"DIR/classes.txt", "prior.txt", "pretrain.args", "finetune.args"}
+    assert named and [name for name in named - ignored if not (PROJECT / name).exists()] == []
+    pictures = set(re.findall(r"]\((docs/\S+)\)", README + (PROJECT / "RESULTS.md").read_text()))
+    assert pictures and [name for name in pictures if not (PROJECT / name).exists()] == []
+
+
+def test_no_path_of_a_machine_in_the_repository():
+    import subprocess
+    listed = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True)
+    files = listed.stdout.split() if listed.returncode == 0 else []
+    pattern = re.compile(r"(?<![\w.])/(?:home|root|work|mnt|scratch|Users)/\w")
+    found = [f"{name}: {match.group()}" for name in files if name.endswith((".py", ".md", ".args", ".toml", "Makefile"))
+             for match in pattern.finditer((PROJECT / name).read_text()) if name != "tests/test_readme.py"]
+    assert found == []
