@@ -108,6 +108,7 @@ def get_args_parser():
 
 
 def main(args):
+    """Print the table of all losses."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own log lines would tear the table apart
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)

@@ -37,6 +37,7 @@ def reconstructions(path, images, masked, reconstructed, title):
 
 
 def draw_reconstructions(images, masked, reconstructed, title):
+    """The Figure of `reconstructions`."""
     rows = {"image": images, "masked": masked, "reconstruction": reconstructed}
     rows = {name: _as_pictures(values, name) for name, values in rows.items()}
     shapes = {name: values.shape for name, values in rows.items()}
@@ -71,6 +72,7 @@ def training_curves(path, records):
 
 
 def draw_training_curves(records):
+    """The Figure of `training_curves`."""
     if not records:
         raise ValueError("no records to draw; expected at least one epoch in log.jsonl")
     evaluated = [record for record in records if record.get("eval")]
@@ -120,6 +122,7 @@ def per_class_accuracy(path, accuracy, class_counts, class_names):
 
 
 def draw_per_class_accuracy(accuracy, class_counts, class_names):
+    """The Figure of `per_class_accuracy`."""
     counts, names, order = _sorted_classes(class_counts, class_names)
     accuracy = np.asarray(accuracy, dtype=np.float64)
     if accuracy.shape != counts.shape:
@@ -182,6 +185,7 @@ def reliability_diagram(path, calibrations):
 
 
 def draw_reliability_diagram(calibrations):
+    """The Figure of `reliability_diagram`."""
     if not calibrations:
         raise ValueError("no calibration to draw; expected at least one")
     rows, across = math.ceil(len(calibrations) / 4), min(len(calibrations), 4)
@@ -225,6 +229,7 @@ def confusion(path, matrix, class_names, class_counts):
 
 
 def draw_confusion(matrix, class_names, class_counts):
+    """The Figure of `confusion`."""
     counts, names, order = _sorted_classes(class_counts, class_names)
     matrix, classes = np.asarray(matrix, dtype=np.float64), len(counts)
     if matrix.shape != (classes, classes):

@@ -43,6 +43,7 @@ class LADE(BalCE):
         return super().constant_logits() + (1 - self.tau) * math.log(self.num_classes)
 
     def total(self, logits, targets, features):
+        """Bal-CE and the regulariser of one batch; see the class for R and how its gradient is arranged."""
         dtype = compute_dtype(logits)
         mass, sample_weights = self._batch_statistics(targets, dtype)
         log_weights = sample_weights.log()[:, None]
