@@ -231,7 +231,15 @@ def evaluate_checkpoint(args, machine: Machine, loader, normalize, test: ImageSe
     tell_differences(args, state["args"], ("mean", "std", "input_size", "crop_pct"), args.resume)
     trained = argparse.Namespace(**{name: state["args"][name] for name in LOSS_SETTINGS})
     if args.loss not in (None, trained.loss):
-        raise ValueError(f"{args.resume} was trained with --loss {trained.loss}, not {args.loss}: leave the flag out")
+        raise ValueError(f"{args.resume} was trained with --loss {trained.loss}, not {args.loss}: leave the flag out, or write "
+                         f"--loss {trained.loss} behind the recipe that has it")
+    for name, unset in (("loss_args", []), ("sampler", "random"), ("prior", None)):
+        if getattr(args, name) not in (unset, getattr(trained, name)):
+            raise ValueError(f"{args.resume} was trained with --{name} {getattr(trained, name)}, which --eval cannot change to "
+                             f"{getattr(args, name)}: leave the flag out")
+    if trained.prior == "data" and (args.posthoc != "none" or args.test_prior):
+        raise ValueError(f"{args.resume} was trained with --sampler {trained.sampler} --prior data: the images that it saw and the "
+                         "prior of its loss differ, and no formula undoes both: leave --posthoc and --test_prior out")
     if args.tau not in (None, trained.tau) and args.posthoc != "logit_adjust":
         raise ValueError(f"{args.resume} was trained with --tau {trained.tau:g}, not {args.tau:g}, which --eval cannot change: "
                          "leave the flag out, or add --posthoc logit_adjust, whose strength it is")

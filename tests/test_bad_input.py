@@ -79,6 +79,7 @@ def fails(data_flags, tmp_path, monkeypatch, capsys):
     ("finetune", ["--loss", "ldam", "--head_bias", "prior"], "'ldam' asks for a cosine classifier, which has no bias"),
     ("finetune", ["--test_prior", "nowhere.txt"], "no prior file at nowhere.txt"),
     ("finetune", ["--loss_args", "lam"], "--loss_args takes NAME=VALUE, such as lam=2, not 'lam'"),
+    ("finetune", ["--loss", "cb_ce", "--loss_args", "beta=abc"], "an option of loss 'cb_ce' has a wrong type: beta='abc'"),
     ("finetune", ["--loss_args", "lam=2"], "unknown option 'lam' of loss 'bal_bce'; known: class_weights"),
     ("finetune", ["--sampler", "class_aware"], "--loss bal_bce and --sampler class_aware both re-balance"),
     ("finetune", ["--prior", "data"], "--prior data does nothing with --sampler random"),

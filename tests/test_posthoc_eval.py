@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from util.checkpoint import load_checkpoint
+from util.losses import build_loss
+from util.posthoc import correct
 
 COUNTS = np.array([24, 12, 5])
 PI = COUNTS / COUNTS.sum()
@@ -73,6 +75,16 @@ def test_posthoc_equals_its_formula(trained, evaluate):
     assert result["activation"] == "softmax"
 
 
+@pytest.mark.parametrize("loss", ["ce", "bal_ce", "cb_ce", "lade", "mislas", "focal", "bce", "bal_bce", "cb_bce"])
+@pytest.mark.parametrize("method", ["logit_adjust", "bayes", "none"])
+def test_a_model_that_knows_nothing_is_flat_after_the_correction(loss, method):
+    """Its logits are the best constants of its loss; under a uniform test prior no class may come first."""
+    criterion = build_loss(loss, [500, 60, 3])
+    z = criterion.constant_logits().double()[None]
+    scores, _ = correct(z, criterion, method, test_prior="uniform")
+    assert float(scores.max() - scores.min()) < 1e-6
+
+
 def test_a_prior_file_trains_thm_3_and_is_kept_by_its_numbers(finetune, tmp_path, prior_file):
     flags = ["--test_prior", prior_file, "--head_bias", "prior", "--lr", 0, "--min_lr", 0]
     finetune(tmp_path / "run", *flags)
@@ -104,7 +116,8 @@ def test_options_of_a_loss(finetune, tmp_path):
 
 @pytest.mark.parametrize(("flags", "words"), [
     (["--loss", "ce"], "was trained with --loss bal_bce, not ce"), (["--tau", "0.5"], "was trained with --tau 1, not 0.5"),
-    (["--test_prior", "nowhere.txt"], "no prior file at nowhere.txt")])
+    (["--test_prior", "nowhere.txt"], "no prior file at nowhere.txt"), (["--sampler", "sqrt"], "trained with --sampler random"),
+    (["--loss_args", "lam=2"], "which --eval cannot change")])
 def test_what_evaluation_cannot_change_is_refused(finetune, trained, tmp_path, flags, words):
     with pytest.raises(ValueError, match=words):
         finetune(tmp_path / "out", "--eval", "--resume", trained["bal_bce"] / "last.pth", *flags)

@@ -114,9 +114,9 @@ def correct(logits, criterion, method: str = "none", test_prior=None, tau: float
     "none" with a test_prior moves the logits there (`retarget`) from the prior that they fit, and without one leaves
     them as they are.
     """
-    bias = criterion.shift(torch.float64)
+    bias, prior = criterion.shift(torch.float64), fitted_prior(criterion)
     if method != "none":
-        return adjust(logits, criterion.counts, criterion.activation, method, loss_bias=bias,
+        return adjust(logits, prior, criterion.activation, method, loss_bias=bias,
                       test_prior="uniform" if test_prior is None else test_prior,
                       tau=tau if tau is not None and method == "logit_adjust" else 1.0)
     if test_prior is None:
@@ -126,7 +126,19 @@ def correct(logits, criterion, method: str = "none", test_prior=None, tau: float
         trained = "none" if criterion.test_prior is None else criterion.test_prior
     elif bias is not None:  # fits neither prior: with its bias added it fits the training distribution
         logits = logits.double() + bias.cpu()
-    return retarget(logits, criterion.counts, criterion.activation, trained, test_prior)
+    return retarget(logits, prior, criterion.activation, trained, test_prior)
+
+
+def fitted_prior(criterion) -> torch.Tensor:
+    """Class distribution (C,) float64 that z + B of a loss fits where an input says nothing.
+
+    pi for the cross-entropies and their balanced forms; pi times the class weights for cb_*, whose weights have moved the
+    prior already, and the smoothed pi for mislas.
+    """
+    bias = criterion.shift(torch.float64)
+    best = criterion.constant_logits().double().cpu() + (0 if bias is None else bias.cpu())
+    prior = best.softmax(0) if criterion.activation == "softmax" else best.sigmoid()
+    return prior / prior.sum()
 
 
 def _weight(prior: torch.Tensor | None, activation: str) -> torch.Tensor:

@@ -53,4 +53,11 @@ def build_loss(name, class_counts, tau=1.0, test_prior="uniform", class_names=No
             listed = ", ".join(known) if known else "none besides tau and test_prior"
             raise ValueError(f"unknown option {option!r} of loss {name!r}; known: {listed}")
     common = {"tau": tau, "test_prior": test_prior, "class_names": class_names, "name": name}
-    return LOSSES[name](class_counts, **options, **common)
+    try:
+        return LOSSES[name](class_counts, **options, **common)
+    except TypeError as error:
+        if not options:
+            raise
+        given = ", ".join(f"{option}={value!r}" for option, value in options.items())
+        expected = ", ".join(f"{option}={default!r}" for option, default in known.items())
+        raise ValueError(f"an option of loss {name!r} has a wrong type: {given}; the defaults are {expected}") from error

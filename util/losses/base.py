@@ -169,7 +169,7 @@ class Loss(nn.Module):
         A softmax loss is blind to a constant on all logits; it is chosen so that a uniform test prior and none agree.
         ValueError where a class has no training image.
         """
-        require_images(self.counts, self.name, self.class_names)
+        require_images(self.counts, self.name, self.class_names, "start the head's bias at zero")
         return self.constant_logits().float()
 
     def constant_logits(self):

@@ -43,7 +43,7 @@ def check_counts(class_counts):
     return counts
 
 
-def require_images(counts, loss_name, class_names=None):
+def require_images(counts, loss_name, class_names=None, instead="train with 'ce' or 'bce', which need no prior"):
     """Raise ValueError naming the first class without a training image, for losses that need every prior."""
     empty = torch.nonzero(counts == 0).flatten().tolist()
     if not empty:
@@ -53,7 +53,7 @@ def require_images(counts, loss_name, class_names=None):
     more = f" ({len(empty)} such classes in all)" if len(empty) > 1 else ""
     raise ValueError(
         f"class {k}{name} has no training image{more}, so loss {loss_name!r} has no prior for it: "
-        "drop the class from the data set, or train with 'ce' or 'bce', which need no prior"
+        f"drop the class from the data set, or {instead}"
     )
 
 
