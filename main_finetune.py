@@ -238,8 +238,8 @@ def evaluate_checkpoint(args, machine: Machine, loader, normalize, test: ImageSe
             raise ValueError(f"{args.resume} was trained with --{name} {getattr(trained, name)}, which --eval cannot change to "
                              f"{getattr(args, name)}: leave the flag out")
     if trained.prior == "data" and (args.posthoc != "none" or args.test_prior):
-        raise ValueError(f"{args.resume} was trained with --sampler {trained.sampler} --prior data: the images that it saw and the "
-                         "prior of its loss differ, and no formula undoes both: leave --posthoc and --test_prior out")
+        raise ValueError(f"{args.resume} was trained with --sampler {trained.sampler} --prior data: the images that it saw and "
+                         "the prior of its loss differ, and no formula undoes both: leave --posthoc and --test_prior out")
     if args.tau not in (None, trained.tau) and args.posthoc != "logit_adjust":
         raise ValueError(f"{args.resume} was trained with --tau {trained.tau:g}, not {args.tau:g}, which --eval cannot change: "
                          "leave the flag out, or add --posthoc logit_adjust, whose strength it is")
