@@ -218,18 +218,9 @@ def main(args) -> dict:
     return result
 
 
-def evaluate_checkpoint(args, machine: Machine, loader, normalize, test: ImageSet) -> dict:
-    """--eval: score exactly the file that --resume names; written only into a new --output_dir.
-
-    The loss, which decides the activation and what the logits fit, is the checkpoint's.
-    """
-    state = load_checkpoint(args.resume, "finetune")
-    there, here, counts = state["class_names"], test.class_names, state["class_counts"]
-    if there != here:
-        raise ValueError(f"{args.resume} has a head of {len(there)} classes ({', '.join(there[:3])}, ...), but {test.source} "
-                         f"has {len(here)} ({', '.join(here[:3])}, ...): evaluate it on the data set that it was trained on")
-    tell_differences(args, state["args"], ("mean", "std", "input_size", "crop_pct"), args.resume)
-    trained = argparse.Namespace(**{name: state["args"][name] for name in LOSS_SETTINGS})
+def trained_loss(args, settings: dict) -> argparse.Namespace:
+    """The loss flags of the checkpoint's `settings`; ValueError where a flag of --eval asks for others."""
+    trained = argparse.Namespace(**{name: settings[name] for name in LOSS_SETTINGS})
     if args.loss not in (None, trained.loss):
         raise ValueError(f"{args.resume} was trained with --loss {trained.loss}, not {args.loss}: leave the flag out, or write "
                          f"--loss {trained.loss} behind the recipe that has it")
@@ -243,6 +234,21 @@ def evaluate_checkpoint(args, machine: Machine, loader, normalize, test: ImageSe
     if args.tau not in (None, trained.tau) and args.posthoc != "logit_adjust":
         raise ValueError(f"{args.resume} was trained with --tau {trained.tau:g}, not {args.tau:g}, which --eval cannot change: "
                          "leave the flag out, or add --posthoc logit_adjust, whose strength it is")
+    return trained
+
+
+def evaluate_checkpoint(args, machine: Machine, loader, normalize, test: ImageSet) -> dict:
+    """--eval: score exactly the file that --resume names; written only into a new --output_dir.
+
+    The loss, which decides the activation and what the logits fit, is the checkpoint's.
+    """
+    state = load_checkpoint(args.resume, "finetune")
+    there, here, counts = state["class_names"], test.class_names, state["class_counts"]
+    if there != here:
+        raise ValueError(f"{args.resume} has a head of {len(there)} classes ({', '.join(there[:3])}, ...), but {test.source} "
+                         f"has {len(here)} ({', '.join(here[:3])}, ...): evaluate it on the data set that it was trained on")
+    tell_differences(args, state["args"], ("mean", "std", "input_size", "crop_pct"), args.resume)
+    trained, asked = trained_loss(args, state["args"]), read_test_prior(args.test_prior, len(here))
     criterion = build_criterion(trained, counts, there)
     model = place(build_model(args, test, criterion.cosine_head), machine)
     check_head_count(model, MODELS, state["args"])
@@ -252,7 +258,7 @@ def evaluate_checkpoint(args, machine: Machine, loader, normalize, test: ImageSe
         run.check_empty()
         run.check_writable()
     _, logits, labels = score(model, criterion, loader, normalize, machine, counts)
-    logits, activation = correct(logits, criterion, args.posthoc, read_test_prior(args.test_prior, len(here)), args.tau)
+    logits, activation = correct(logits, criterion, args.posthoc, asked, args.tau)
     words = f", posthoc {args.posthoc}" * (args.posthoc != "none") + f", test prior {args.test_prior}" * bool(args.test_prior)
     result = metrics.evaluate_logits(logits, labels, counts, activation)
     say(metrics.format_table({f"{args.resume}, {args.split}{words}": result}))
