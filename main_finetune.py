@@ -32,7 +32,7 @@ from util.args import (
 )
 from util.args_finetune import add_augmentation_flags, add_loss_flags, check_finetune
 from util.checkpoint import load_checkpoint
-from util.losses import build_loss, read_prior
+from util.losses import LOSSES, build_loss, read_prior
 from util.lr import param_groups
 from util.posthoc import METHODS, correct
 from util.run import RunFolder, say
@@ -80,10 +80,13 @@ def build_model(args, images: ImageSet, cosine_head: bool = False) -> nn.Module:
 
 
 def with_loss_defaults(args, num_classes: int):
-    """A copy of the flags in which loss, tau and test prior are filled in, a file of probabilities by its numbers."""
-    prior = read_test_prior(args.test_prior, num_classes)
-    return argparse.Namespace(**{**vars(args), "loss": args.loss or "bal_bce", "tau": 1.0 if args.tau is None else args.tau,
-                                 "test_prior": "uniform" if prior is None else prior})
+    """A copy of the flags in which loss, tau, test prior (a file by its numbers) and smoothing are filled in."""
+    prior, loss = read_test_prior(args.test_prior, num_classes), args.loss or "bal_bce"
+    filled = {"loss": loss, "tau": 1.0 if args.tau is None else args.tau, "test_prior": "uniform" if prior is None else prior}
+    if args.smoothing is None:
+        smooths = loss in LOSSES and LOSSES[loss].smooths_labels
+        filled["smoothing"] = 0.0 if smooths else 0.1
+    return argparse.Namespace(**{**vars(args), **filled})
 
 
 def read_test_prior(value: str | None, num_classes: int) -> str | list[float] | None:
@@ -100,6 +103,19 @@ def build_criterion(args, class_counts, class_names: list[str]) -> nn.Module:
         raise ValueError(f"--loss {args.loss} has no logit bias, so --tau and --test_prior would do nothing: leave them out, "
                          "or use bal_ce or bal_bce")
     return criterion
+
+
+def check_loss_flags(args, criterion: nn.Module) -> None:
+    """ValueError for flags that this loss makes void or doubles; prints a line where a schedule in it never begins."""
+    if criterion.smooths_labels and args.smoothing:
+        raise ValueError(f"--loss {args.loss} smooths labels by itself, so --smoothing {args.smoothing:g} would smooth them "
+                         "twice: leave it out, or write --smoothing 0 behind the recipe that has it")
+    begins = criterion.scheduled_epoch
+    if begins is not None and begins >= args.epochs:
+        words = f"the second part of --loss {args.loss} begins at epoch {begins}, and --epochs {args.epochs} ends before it"
+        if parse_options(args.loss_args).keys() & {"warmup_epochs", "drw_epoch"}:
+            raise ValueError(f"{words}: lower it in --loss_args, or train longer")
+        say(f"note: {words}, so it never acts (--loss_args warmup_epochs=N moves it)")
 
 
 def start_weights(args, model: nn.Module, criterion: nn.Module) -> str:
@@ -180,6 +196,7 @@ def main(args) -> dict:
     train = load_images(args, "train")
     args = with_loss_defaults(args, len(train.class_names))
     criterion = build_criterion(args, train.class_counts, train.class_names).to(machine.device)
+    check_loss_flags(args, criterion)
     model = place(build_model(args, train, criterion.cosine_head), machine)
     loader = train_loader(train, size, args.batch_size, args.seed, args.train_crop, tuple(args.scale), args.hflip,
                           None if args.aa == "none" else args.aa, args.num_workers, machine.device, args.sampler)

@@ -53,7 +53,7 @@ def run_seed(args, seed: int, out: Path) -> dict[str, dict]:
         folder = out / f"seed{seed}" / (row.replace(", head bias 0", "_zero") + "_mixed" * args.mixed)
         rows[row] = run_stage(main_finetune, f"{args.recipe}/finetune", folder, "--finetune", encoder, "--seed", seed,
                               "--eval_every", 1000, *data, *ROWS[row], *mixed, *short(args.epochs))
-        rows |= {f"{row} + {method}": result for method, result in corrected(folder).items() if ", " not in row}
+        rows |= {f"{row} + {method}": result for method, result in corrected(folder).items()}
     return rows
 
 

@@ -84,6 +84,8 @@ def fails(data_flags, tmp_path, monkeypatch, capsys):
     ("finetune", ["--sampler", "class_aware"], "--loss bal_bce and --sampler class_aware both re-balance"),
     ("finetune", ["--prior", "data"], "--prior data does nothing with --sampler random"),
     ("finetune", ["--posthoc", "bayes"], "--posthoc bayes corrects a trained model: use it with --eval"),
+    ("finetune", ["--loss", "mislas", "--smoothing", ".1"], "by itself, so --smoothing 0.1 would smooth them twice"),
+    ("finetune", ["--loss", "ib", "--loss_args", "warmup_epochs=9"], "begins at epoch 9, and --epochs 2 ends before it"),
     ("finetune", ["--crop_pct", "0"], "--crop_pct must lie in (0, 1]"),
     ("finetune", ["--aa", "autoaugment"], "--aa 'autoaugment' is no RandAugment string"),
     ("finetune", ["--split", "train"], "invalid choice: 'train'"),

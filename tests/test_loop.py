@@ -38,6 +38,7 @@ class StubStepper:
 
     def read(self, where):
         self.reads.append(where)
+        return {"train_loss": 0.25}
 
 
 def test_rates_weights_and_seeds():
@@ -52,3 +53,14 @@ def test_rates_weights_and_seeds():
     assert [samples for samples, _ in stepper.steps] == [12, 12, 12, 1]
     assert [lr for _, lr in stepper.steps] == [pytest.approx([0.5 * rate, rate]) for rate in rates]
     assert len(stepper.reads) == 2 and stepper.reads[0].startswith("epoch 2, step 1, lr ")
+
+
+def test_a_long_epoch_tells_where_it_is(monkeypatch, capsys):
+    def lines(seconds):
+        monkeypatch.setattr("util.loop.LINE_SECONDS", seconds)
+        list(micro_batches(StubLoader(), StubStepper(), StepPlan(37, 4, 3), Schedule(1.0, 0.1, 1, 5), 2, 7, log_every=2))
+        return capsys.readouterr().out.splitlines()
+    assert lines(1000) == []
+    first, second = lines(0)
+    assert first.startswith("epoch 2, step 1, lr ") and first.endswith("of 4 steps: mean loss so far 0.2500")
+    assert second.startswith("epoch 2, step 3")

@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+import main_finetune
 from submit import losses_study
 
 
@@ -18,6 +19,13 @@ def test_rows_and_corrections(tmp_path, capsys, mixed):
     assert f"{run['overall']:.1f}" in capsys.readouterr().out
     settings = json.loads((tmp_path / "seed0" / f"bal_bce{'_mixed' * bool(mixed)}" / "args.json").read_text())["args"]
     assert (settings["mixup"], settings["cutmix"]) == ((0.8, 1.0) if mixed else (0.0, 0.0))
+
+
+def test_the_label_smoothing_that_a_loss_gets():
+    parser = main_finetune.get_args_parser()
+    for flags, expected in (([], 0.1), (["--loss", "mislas"], 0.0), (["--loss", "mislas", "--smoothing", "0"], 0.0),
+                            (["--smoothing", "0.3"], 0.3)):
+        assert main_finetune.with_loss_defaults(parser.parse_args(flags), 3).smoothing == expected
 
 
 def test_rows_cover_every_loss_and_both_starts():

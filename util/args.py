@@ -51,7 +51,8 @@ def add_run_flags(parser: Parser) -> None:
                        "sets in memory, else one a core, up to 10)")
     group.add_argument("--amp", default="auto", choices=["auto", "bf16", "fp16", "off"], help="type of matrix products; "
                        "auto is bf16 where the device has it, else fp32")
-    group.add_argument("--log_every", type=int, default=50, metavar="STEPS", help="steps between two looks at the device")
+    group.add_argument("--log_every", type=int, default=50, metavar="STEPS", help="steps between two looks at the device: "
+                       "whether training is finite, and a line of progress, every half minute at most")
     group.add_argument("--save_every", type=int, default=1, metavar="EPOCHS", help="epochs between two checkpoints")
 
 

@@ -37,7 +37,8 @@ def add_augmentation_flags(parser: Parser) -> None:
     group.add_argument("--mixup_prob", type=float, default=1.0, metavar="P", help="probability of mixing a micro-batch")
     group.add_argument("--mixup_switch_prob", type=float, default=0.5, metavar="P", help="of cutmix where both are on")
     group.add_argument("--mixup_mode", default="batch", choices=["batch", "pair", "elem"], help="what one draw is for")
-    group.add_argument("--smoothing", type=float, default=0.1, metavar="S", help="label smoothing")
+    group.add_argument("--smoothing", type=float, metavar="S", help="label smoothing (.1 by default; 0 for mislas, which "
+                       "smooths by itself)")
 
 
 def check_finetune(args) -> None:

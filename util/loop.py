@@ -5,9 +5,11 @@ from collections.abc import Iterator
 import torch
 
 from util.lr import Schedule, set_lr
-from util.run import progress
+from util.run import progress, say
 from util.seed import derive_seed
 from util.steps import Stepper, StepPlan
+
+LINE_SECONDS = 30  # an epoch of days tells where it is this often at most, so that a log file stays short
 
 
 def micro_batches(loader, stepper: Stepper, plan: StepPlan, schedule: Schedule, epoch: int, seed: int,
@@ -19,6 +21,7 @@ def micro_batches(loader, stepper: Stepper, plan: StepPlan, schedule: Schedule, 
     rate 0 and only fills the optimiser's moments.
     """
     stepper.start_epoch()
+    told = time.monotonic()
     loader.batch_sampler.set_epoch(epoch)
     for index, batch in enumerate(progress(loader, len(loader), f"epoch {epoch}")):
         step, place, samples, last = plan.place(index)
@@ -28,7 +31,12 @@ def micro_batches(loader, stepper: Stepper, plan: StepPlan, schedule: Schedule, 
         if last:
             stepper.step(samples)
             if (step + 1) % log_every == 0:
-                stepper.read(f"epoch {epoch}, step {step}, lr {highest_lr(stepper):.3g}")
+                where = f"epoch {epoch}, step {step}, lr {highest_lr(stepper):.3g}"
+                means = stepper.read(where)
+                if time.monotonic() - told >= LINE_SECONDS:
+                    told = time.monotonic()
+                    loss = "none, no finite step" if means["train_loss"] is None else f"{means['train_loss']:.4f}"
+                    say(f"{where} of {plan.steps_per_epoch} steps: mean loss so far {loss}")
 
 
 def highest_lr(stepper: Stepper) -> float:

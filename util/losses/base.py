@@ -125,6 +125,8 @@ class Loss(nn.Module):
     cosine_head = False  # whether the logits must come from a cosine classifier
     uses_prior = False  # whether tau and test_prior change this loss
     needs_images = False  # whether a class without training images is an error
+    smooths_labels = False  # whether it smooths labels itself, so that --smoothing beside it would smooth twice
+    scheduled_epoch = None  # epoch at which a schedule inside the loss begins, None: it has none (see `set_epoch`)
     logit_scale = 1.0  # what evaluation multiplies the logits with before the activation
     row_gradients = None  # closed form of d row_losses / d x (N, C), where it is far cheaper than differentiating
 

@@ -71,6 +71,8 @@ class Mislas(Loss):
     which is linear in t. ValueError for a smoothing outside [0, 1), head below tail, or an unknown shape.
     """
 
+    smooths_labels = True
+
     def __init__(self, class_counts, *, head_smoothing=0.3, tail_smoothing=0.0, shape="concave", **common):
         super().__init__(class_counts, **common)
         if not 0 <= tail_smoothing <= head_smoothing < 1:

@@ -67,7 +67,7 @@ class LDAM(Loss):
         if drw_epoch is not None and (isinstance(drw_epoch, bool) or not isinstance(drw_epoch, int) or drw_epoch < 0):
             raise ValueError(f"drw_epoch must be None (no re-weighting) or an epoch >= 0, got {drw_epoch!r}")
         self.logit_scale = float(scale)
-        self.drw_epoch = drw_epoch
+        self.drw_epoch = self.scheduled_epoch = drw_epoch
         self.reweighted = drw_epoch == 0
         margins = self.counts.pow(-0.25)
         self.add_constant("margins", max_margin * margins / margins.max())
@@ -108,7 +108,7 @@ class InfluenceBalanced(Loss):
         if isinstance(warmup_epochs, bool) or not isinstance(warmup_epochs, int) or warmup_epochs < 0:
             raise ValueError(f"warmup_epochs must be an integer >= 0, got {warmup_epochs!r}")
         self.epsilon = float(epsilon)
-        self.warmup_epochs = warmup_epochs
+        self.warmup_epochs = self.scheduled_epoch = warmup_epochs
         self.balancing = warmup_epochs == 0
         inverse = 1.0 / self.counts
         self.add_constant("influence_weights", alpha * inverse / inverse.mean())
