@@ -1,10 +1,14 @@
 """What every data set looks like to the rest: images, labels, class names, one record of statistics."""
+import copy
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from datasets.longtail import indices_hash
+from datasets.paths import PathTable, printable
 
 
 @dataclass(frozen=True)
@@ -29,12 +33,14 @@ class Record:
 class ImageSet:
     """Labelled images. labels (N,) int64; class_names in label order; ids (N,), unique within the set.
 
-    `source` names where the list of images comes from. `in_memory` says whether loading needs workers.
+    `source` names where the list of images comes from, `details` is what else args.json has to keep of it.
+    `in_memory` says whether loading needs workers.
     """
 
     in_memory = False
 
-    def __init__(self, labels: np.ndarray, class_names: list[str], record: Record, ids: np.ndarray, source: str):
+    def __init__(self, labels: np.ndarray, class_names: list[str], record: Record, ids: np.ndarray | PathTable, source: str):
+        self.details: dict = {}
         self.labels = np.asarray(labels, dtype=np.int64)
         self.class_names, self.record, self.ids, self.source = list(class_names), record, ids, source
 
@@ -53,10 +59,19 @@ class ImageSet:
     @property
     def data_hash(self) -> str:
         """SHA-256 over class names, ids and labels in order: two sets of one hash list the same images."""
-        digest = hashlib.sha256("\n".join(self.class_names).encode())
-        digest.update("\n".join(map(str, self.ids)).encode())
+        digest = hashlib.sha256("\n".join(self.class_names).encode("utf-8", "surrogateescape"))
+        ids = self.ids.to_bytes() if isinstance(self.ids, PathTable) else "\n".join(map(str, self.ids)).encode()
+        digest.update(ids)
         digest.update(self.labels.astype("<i8").tobytes())
         return digest.hexdigest()
+
+    def subset(self, indices: np.ndarray) -> "ImageSet":
+        """The images at indices (n,), in that order; their hash is kept in `details`."""
+        part = copy.copy(self)
+        part.labels = self.labels[indices]
+        part.ids = self.ids.take(indices) if isinstance(self.ids, PathTable) else self.ids[indices]
+        part.details = {**self.details, "indices_hash": indices_hash(indices)}
+        return part
 
 
 class UnreadableImage(ValueError):
@@ -70,10 +85,21 @@ class ArrayImages(ImageSet):
 
     def __init__(self, images: np.ndarray, labels, class_names, record: Record, ids, source: str):
         super().__init__(labels, class_names, record, ids, source)
+        channels = 1 if images.ndim == 3 else images.shape[3]
+        if channels != record.channels:
+            raise ValueError(f"{source} has {channels} channels, --mean and --std are of {record.channels}: leave them "
+                             f"out, or give "
+                             "one number a channel")
         self.images = images
 
     def image(self, index: int) -> Image.Image:
         return Image.fromarray(self.images[index])
+
+    def subset(self, indices: np.ndarray) -> "ArrayImages":
+        """As of ImageSet."""
+        part = super().subset(indices)
+        part.images = self.images[indices]
+        return part
 
 
 class FileImages(ImageSet):
@@ -90,4 +116,5 @@ class FileImages(ImageSet):
                 return image.convert("L" if self.record.channels == 1 else "RGB")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             reason = " ".join(str(error).split())
-            raise UnreadableImage(f"cannot read the image {path} ({reason}): replace it or take it out of the folder") from None
+            raise UnreadableImage(f"cannot read the image {printable(path)} ({reason}): replace it or take it out of the "
+                                  "folder") from None

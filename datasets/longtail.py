@@ -25,6 +25,30 @@ def longtail_counts(n_max, factor, num_classes):
     return np.array([int(n_max * (1 / factor) ** (i / last)) for i in range(num_classes)], dtype=np.int64)
 
 
+def longtail_counts_of(class_counts, factor, class_names=None):
+    """Images of each class when a long tail is drawn out of a set that has class_counts (C,): int64 (C,).
+
+    The rule of `longtail_counts` in label order, with the largest n_max for which no class has too few images; for a
+    balanced set that is all images of a class. ValueError where a class would have none.
+    """
+    have = _integers(class_counts, "class_counts")
+    if not (factor >= 1 and math.isfinite(factor)):
+        raise ValueError(f"--imb_factor is {factor:g}; expected a finite number >= 1 (1: balanced)")
+    low, high = 0, int(have.max(initial=0))
+    while low < high:  # the rule grows with n_max, so the largest that fits is found by halving
+        middle = (low + high + 1) // 2
+        fits = (longtail_counts(middle, factor, len(have)) <= have).all()
+        low, high = (middle, high) if fits else (low, middle - 1)
+    counts = longtail_counts(low, factor, len(have)) if low else np.zeros_like(have)
+    if not counts.size or counts.min() < 1:
+        k = int(counts.argmin()) if counts.size else 0
+        name = f" ({class_names[k]!r})" if class_names is not None and counts.size else ""
+        raise ValueError(f"--imb_factor {factor:g} leaves class {k}{name} without an image: these classes have "
+                         f"{have.min(initial=0)} "
+                         f"to {have.max(initial=0)}; use a smaller factor")
+    return counts
+
+
 def draw(labels, counts, seed):
     """Draw counts[k] images of each class k without replacement.
 

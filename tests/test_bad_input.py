@@ -38,7 +38,7 @@ def fails(data_flags, tmp_path, monkeypatch, capsys):
     ("pretrain", ["--model", "mae_vit_giant"], "unknown model 'mae_vit_giant'; known: mae_vit_tiny_patch16"),
     ("finetune", ["--model", "resnet50"], "unknown model 'resnet50'; known: vit_tiny_patch16"),
     ("finetune", ["--loss", "balbce"], "unknown loss 'balbce'; known: "),
-    ("pretrain", ["--dataset", "imagenet"], "unknown data set 'imagenet'; known: embedded, folder"),
+    ("pretrain", ["--dataset", "imagenet"], "unknown data set 'imagenet'; known: embedded, cifar10_lt, cifar100_lt"),
     ("pretrain", ["--input_size", "18"], "18 x 18 is no multiple of the patch size 4: change --input_size"),
     ("finetune", ["--input_size", "16", "18"], "16 x 18 is no multiple of the patch size 4"),
     ("pretrain", ["--warmup_epochs", "2"], "--warmup_epochs 2 must be below --epochs 2"),

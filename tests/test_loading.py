@@ -182,8 +182,10 @@ def test_embedded_set_through_the_registry():
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    (("imagenet", "train"), "unknown data set 'imagenet'; known: embedded, folder"),
-    (("embedded", "training"), "train, val, test"), (("embedded", "train", "x"), "leave out --data_path"),
+    (("imagenet", "train"), "unknown data set 'imagenet'; known: embedded, cifar10_lt, cifar100_lt, imagenet_lt"),
+    (("embedded", "training"), "train, val, test"),
+    (("embedded", "train", None, (.5,) * 3, (.2,) * 3), "has 1 channels, --mean and --std are of 3"),
+    (("embedded", "train", "x"), "leave out --data_path"),
     (("folder", "train"), "needs --data_path"), (("folder", "train", "x"), "--mean and --std, numbers"),
     (("folder", "train", "x", (0.5,)), "--mean and --std go together"),
     (("folder", "train", "x", (0.5, 0.5), (0.2, 0.2)), "one number .gray. or three"),

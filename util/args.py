@@ -64,6 +64,9 @@ def add_data_flags(parser: Parser, scale: tuple[float, float]) -> None:
     group.add_argument("--mean", type=float, nargs="+", metavar="M", help="channel means in [0, 1], for sets without a "
                        "record of their own")
     group.add_argument("--std", type=float, nargs="+", metavar="S", help="channel deviations in [0, 1]")
+    group.add_argument("--imb_factor", type=float, metavar="F", help="draw a long tail out of the training images, largest "
+                       "class over smallest: for cifar10_lt and cifar100_lt (100 by default), folder and list (no draw)")
+    group.add_argument("--data_seed", type=int, metavar="S", help="which draw that is (0 by default)")
     group.add_argument("--input_size", type=int, nargs="+", default=[224], metavar="PIXELS", help="one number, or height "
                        "and width")
     group.add_argument("--train_crop", default="rrc", choices=["rrc", "pad", "none"], help="rrc: RandomResizedCrop; pad: "

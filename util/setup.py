@@ -62,7 +62,8 @@ def place(model: nn.Module, machine: Machine) -> nn.Module:
 
 def load_images(args, split: str) -> ImageSet:
     """The data set of the flags; both stages read it through here."""
-    return build_dataset(args.dataset, split, args.data_path, args.mean, args.std)
+    return build_dataset(args.dataset, split, args.data_path, args.mean, args.std, args.imb_factor,
+                         args.data_seed)
 
 
 def plan_steps(args, num_samples: int) -> StepPlan:
@@ -89,7 +90,7 @@ def describe(plan: StepPlan, schedule: Schedule, machine: Machine, images: Image
             "accum_iter": plan.accum_iter, "effective_batch_size": plan.effective_batch_size,
             "steps_per_epoch": plan.steps_per_epoch, "num_images": len(images), "data_hash": images.data_hash,
             "data_source": images.source, "class_names": images.class_names, "class_counts": images.class_counts.tolist(),
-            "mean": list(images.record.mean), "std": list(images.record.std)}
+            **images.details, "mean": list(images.record.mean), "std": list(images.record.std)}
 
 
 @dataclass

@@ -1,0 +1,120 @@
+"""List files: an image and its label a line, `relative/path label`, or a CSV with the columns path and label."""
+import csv
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from datasets.paths import PathTable, printable
+
+
+class ListError(ValueError):
+    """A line that cannot be read; the message begins with file:line."""
+
+
+def read_list(path: str | Path, num_classes: int | None = None) -> tuple[PathTable, np.ndarray]:
+    """Paths and labels (N,) int64 of a list file, in its order.
+
+    The label is the last word of a line, so that a path may contain blanks; blank lines and CRLF are accepted. With
+    num_classes labels must be below it. ListError names file and line of the first line that is wrong, and the number
+    of such lines: no label, a label that is no whole number, negative or too large, a path that is empty, absolute or
+    leads out of the data's folder by `..`. ValueError for a file that is missing, empty or no text.
+    """
+    problems: list[str] = []
+    paths, labels = [], []
+    for _, name, label in rows(path, lambda number, words: problems.append(f"{printable(path)}:{number}: {words}"),
+                                    num_classes):
+        paths.append(name)
+        labels.append(label)
+    if problems:
+        more = f" ({len(problems)} lines are wrong; python -m datasets.verify lists them)" if len(problems) > 1 else ""
+        raise ListError(problems[0] + more)
+    if not paths:
+        raise ValueError(f"{printable(path)} lists no image: expected lines `relative/path label`")
+    return PathTable(paths), np.array(labels, dtype=np.int64)
+
+
+def rows(path: str | Path, report: Callable[[int, str], None],
+         num_classes: int | None = None) -> Iterator[tuple[int, bytes, int]]:
+    """(line number from 1, path, label) of every line that is right; report(number, words) for every one that is not."""
+    data = read_text(Path(path))
+    for number, name, label in (csv_rows if Path(path).suffix.lower() == ".csv" else word_rows)(path, data, report):
+        # isdigit of bytes is true for ASCII digits only; nothing else is a label, "+1", "1_0" and "1.0" included.
+        if not label.isdigit() or len(label) > 9:
+            report(number, wrong_label(label))
+        elif num_classes is not None and int(label) >= num_classes:
+            report(number, f"label {int(label)} of {printable(name)}, but the labels of {num_classes} classes end at "
+                           f"{num_classes - 1}")
+        elif reason := wrong_path(name):
+            report(number, reason)
+        else:
+            yield number, name, int(label)
+
+
+def read_text(path: Path) -> bytes:
+    """The bytes of a list file without a byte order mark."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot read the list file {printable(path)} ({error.strerror})") from None
+    if b"\0" in data:
+        raise ValueError(f"{printable(path)} is no list file in UTF-8 (it contains zero bytes): expected lines "
+                         "`relative/path label`")
+    return data.removeprefix(b"\xef\xbb\xbf")
+
+
+def word_rows(path, data: bytes, report) -> Iterator[tuple[int, bytes, bytes]]:
+    """Lines `relative/path label`."""
+    for number, line in enumerate(data.split(b"\n"), 1):
+        words = line.strip().rsplit(None, 1)
+        if len(words) == 2:
+            yield number, *words
+        elif words:
+            report(number, f"{printable(words[0])!r} has no label: expected `relative/path label`")
+
+
+def csv_rows(path, data: bytes, report) -> Iterator[tuple[int, bytes, bytes]]:
+    """Lines of a CSV whose header names the columns path and label; others are left alone."""
+    reader = csv.DictReader(io.StringIO(data.decode("utf-8", "surrogateescape"), newline=""))
+    header = [name.strip() for name in reader.fieldnames or []]
+    if not {"path", "label"} <= set(header):
+        raise ListError(f"{printable(path)}:1: the header of a CSV must name the columns path and label, found "
+                        f"{', '.join(header) or 'nothing'}")
+    reader.fieldnames = header
+    for row in reader:
+        name, label = ((row[key] or "").strip().encode("utf-8", "surrogateescape") for key in ("path", "label"))
+        if name or label:
+            yield reader.line_num, name, label
+
+
+def wrong_label(label: bytes) -> str:
+    """Why a word is no label."""
+    text = printable(label)
+    if text.startswith("-") and text[1:].isdigit():
+        return f"label {text} is negative: labels count from 0"
+    return f"label {text!r} is no whole number: labels count from 0"
+
+
+def wrong_path(name: bytes) -> str | None:
+    """Why a path of a list may not be read, None if it may."""
+    if not name:
+        return "no path before the label"
+    if name.startswith(b"/"):
+        return f"{printable(name)} is absolute: paths in a list are relative to the data's folder"
+    # The parts are looked at only where two dots occur at all: this runs for each of half a million lines.
+    if b".." in name and b".." in name.split(b"/"):
+        return f"{printable(name)} leads out of the data's folder: `..` is not allowed in a list"
+    return None
+
+
+def write_list(path: str | Path, paths, labels) -> None:
+    """Write lines `relative/path label`. ValueError for a path that such a line cannot hold."""
+    lines = []
+    for name, label in zip(paths, labels, strict=True):
+        encoded = name if isinstance(name, bytes) else name.encode("utf-8", "surrogateescape")
+        if encoded != encoded.strip() or b"\n" in encoded or b"\r" in encoded:
+            raise ValueError(f"a list cannot hold the file name {printable(name)} (a line break, or blanks at its ends): "
+                             "rename the file")
+        lines.append(b"%s %d\n" % (encoded, label))
+    Path(path).write_bytes(b"".join(lines))
