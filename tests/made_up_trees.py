@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from datasets import build_dataset
+from datasets.prepare import get_args_parser, main
 from datasets.records import OFFICIAL_CLASSES, official_counts
 
 SMALL = (5, 3, 2, 4)  # training images a class
@@ -16,6 +19,7 @@ SMALL = (5, 3, 2, 4)  # training images a class
 EVALUATION = {"imagenet": {"val": 20, "test": 50}, "places": {"val": 20, "test": 100}, "inat": {"test": 3}}
 SCENES = ["airfield", "apartment_building/outdoor", "arena/hockey", "bakery/shop", "balcony/exterior", "balcony/interior"]
 KINGDOMS = ["Plantae", "Insecta", "Aves", "Fungi"]
+KINDS = {"imagenet_lt": "imagenet", "places_lt": "places", "inat18": "inat"}
 LIST_NAMES = {"imagenet": "ImageNet_LT_{}.txt", "places": "Places_LT_{}.txt", "inat": "iNaturalist18_{}.txt"}
 
 
@@ -42,7 +46,7 @@ def build(name: str, root: Path, images: float | Sequence[int] = SMALL, evaluati
     """
     counts = images
     if isinstance(images, float):
-        official = official_counts({"imagenet": "imagenet_lt", "places": "places_lt", "inat": "inat18"}[name])
+        official = official_counts(next(full for full, kind in KINDS.items() if kind == name))
         counts = np.maximum(1, official * images).astype(int).tolist()
     made = Made(root / "source", root / "lists", class_folders(name, len(counts)))
     made.lists.mkdir(parents=True)
@@ -158,3 +162,31 @@ def link_all(paths: list[str], jpegs: list[Path]) -> None:
         os.makedirs(folder, exist_ok=True)
     for i, path in enumerate(paths):
         os.symlink(targets[i % len(targets)], path)
+
+
+def prepare(name, made, out, *flags, source=None, lists=True):
+    """The command with --source and --lists of a made-up set."""
+    given = ["--lists", str(made.lists)] if lists else []
+    return main(get_args_parser().parse_args([name, "--source", str(source or made.source), *given, "--out", str(out),
+                                              *map(str, flags)]))
+
+
+def refused(words, name, made, out, *flags, **options):
+    """Checks that the command ends with these words (a regular expression), in one line, and writes nothing."""
+    with pytest.raises(ValueError, match=words) as caught:
+        prepare(name, made, out, *flags, **options)
+    assert "\n" not in str(caught.value) and not out.exists()
+
+
+def prepared(name, out, split, top):
+    """{path below the top of the tree: label} of a prepared split."""
+    images = build_dataset(name, split, str(out))
+    paths = [os.path.relpath(images.root / path, top) for path in images.ids]
+    return dict(zip(paths, images.labels.tolist(), strict=True))
+
+
+def edit(path, old, new):
+    """Replace text, which has to be there."""
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))

@@ -135,7 +135,6 @@ def memory_of_workers(data, epochs):
 
 
 @needs_proc
-@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 def test_eight_workers_do_not_grow_with_epochs(official):
     name, _, out, *_ = official
     images = build_dataset(name, "train", str(out))
