@@ -3,7 +3,6 @@
     python main_finetune.py @recipes/embedded/finetune.args --finetune runs/mgp/last.pth --output_dir runs/bft
     python main_finetune.py @recipes/embedded/finetune.args --eval --resume runs/bft/last.pth
 """
-import argparse
 from collections.abc import Callable
 
 import numpy as np
@@ -14,7 +13,6 @@ from torch import nn
 
 from datasets.imageset import ImageSet
 from datasets.loading import eval_loader, train_loader
-from datasets.sampling import check_prior_rule
 from datasets.transforms import Normalize
 from engine_finetune import Targets, evaluate, train_one_epoch
 from models_mae import MODELS as MAE_MODELS
@@ -27,20 +25,25 @@ from util.args import (
     add_model_flags,
     add_optimizer_flags,
     add_run_flags,
-    parse_options,
     run_command,
 )
-from util.args_finetune import add_augmentation_flags, add_loss_flags, check_finetune
+from util.args_finetune import (
+    add_augmentation_flags,
+    add_loss_flags,
+    build_criterion,
+    check_finetune,
+    check_loss_flags,
+    read_test_prior,
+    trained_loss,
+    with_loss_defaults,
+)
 from util.checkpoint import load_checkpoint
-from util.losses import LOSSES, build_loss, read_prior
 from util.lr import param_groups
 from util.posthoc import METHODS, correct
 from util.run import RunFolder, say
-from util.setup import Machine, Session, build_training, describe, load_images, place, plan_steps, set_up
+from util.setup import Machine, Session, build_training, describe, load_images, place, plan_steps, resolved, set_up
 
 BLR = 1e-3  # the paper's, at 256 images
-# Flags that decide what the logits of a trained model mean; --eval takes them from the checkpoint.
-LOSS_SETTINGS = ("loss", "loss_args", "tau", "test_prior", "sampler", "prior")
 
 
 def get_args_parser() -> Parser:
@@ -79,46 +82,7 @@ def build_model(args, images: ImageSet, cosine_head: bool = False) -> nn.Module:
                      cosine_head)
 
 
-def with_loss_defaults(args, num_classes: int):
-    """A copy of the flags in which loss, tau, test prior (a file by its numbers) and smoothing are filled in."""
-    prior, loss = read_test_prior(args.test_prior, num_classes), args.loss or "bal_bce"
-    filled = {"loss": loss, "tau": 1.0 if args.tau is None else args.tau, "test_prior": "uniform" if prior is None else prior}
-    if args.smoothing is None:
-        smooths = loss in LOSSES and LOSSES[loss].smooths_labels
-        filled["smoothing"] = 0.0 if smooths else 0.1
-    return argparse.Namespace(**{**vars(args), **filled})
-
-
-def read_test_prior(value: str | None, num_classes: int) -> str | list[float] | None:
-    """--test_prior: unset, a word, or the probabilities in a file."""
-    return value if value in (None, "uniform", "none") else read_prior(value, num_classes).tolist()
-
-
-def build_criterion(args, class_counts, class_names: list[str]) -> nn.Module:
-    """The loss of the flags. Its prior is the class distribution that the sampler draws, unless --prior says otherwise."""
-    counts = check_prior_rule(args.loss, args.sampler, args.prior, class_counts, class_names)
-    criterion = build_loss(args.loss, counts, tau=args.tau, test_prior=args.test_prior, class_names=class_names,
-                           **parse_options(args.loss_args))
-    if not criterion.uses_prior and (args.tau, args.test_prior) != (1.0, "uniform"):
-        raise ValueError(f"--loss {args.loss} has no logit bias, so --tau and --test_prior would do nothing: leave them out, "
-                         "or use bal_ce or bal_bce")
-    return criterion
-
-
-def check_loss_flags(args, criterion: nn.Module) -> None:
-    """ValueError for flags that this loss makes void or doubles; prints a line where a schedule in it never begins."""
-    if criterion.smooths_labels and args.smoothing:
-        raise ValueError(f"--loss {args.loss} smooths labels by itself, so --smoothing {args.smoothing:g} would smooth them "
-                         "twice: leave it out, or write --smoothing 0 behind the recipe that has it")
-    begins = criterion.scheduled_epoch
-    if begins is not None and begins >= args.epochs:
-        words = f"the second part of --loss {args.loss} begins at epoch {begins}, and --epochs {args.epochs} ends before it"
-        if parse_options(args.loss_args).keys() & {"warmup_epochs", "drw_epoch"}:
-            raise ValueError(f"{words}: lower it in --loss_args, or train longer")
-        say(f"note: {words}, so it never acts (--loss_args warmup_epochs=N moves it)")
-
-
-def start_weights(args, model: nn.Module, criterion: nn.Module) -> str:
+def start_weights(args, settings: dict, model: nn.Module, criterion: nn.Module) -> str:
     """The head's bias, and the encoder of --finetune; returns words that say what was loaded."""
     if args.head_bias == "prior":
         bias = criterion.initial_bias()
@@ -127,7 +91,7 @@ def start_weights(args, model: nn.Module, criterion: nn.Module) -> str:
     if not args.finetune:
         return "random weights"
     state = load_checkpoint(args.finetune, "pretrain")
-    tell_differences(args, state["args"], ("mean", "std"), args.finetune)
+    tell_differences(settings, state["args"], ("mean", "std"), args.finetune)
     check_head_count(model, MAE_MODELS, state["args"])
     patch = state["args"]["patch_size"] or model.patch_embed.patch_size[0]
     report = load_encoder(model, state["model"], patch_grid(as_pair(state["args"]["input_size"]), patch))
@@ -138,10 +102,9 @@ def start_weights(args, model: nn.Module, criterion: nn.Module) -> str:
     return words
 
 
-def tell_differences(args, trained: dict, names: tuple[str, ...], source: str) -> None:
+def tell_differences(settings: dict, trained: dict, names: tuple[str, ...], source: str) -> None:
     """Print one line where images are prepared otherwise than they were for the weights of `source`."""
-    different = [f"--{name} {getattr(args, name)} ({trained[name]} there)" for name in names
-                 if getattr(args, name) != trained[name]]
+    different = [f"--{name} {settings[name]} ({trained[name]} there)" for name in names if settings[name] != trained[name]]
     if different:
         say(f"note: images are prepared otherwise than for {source}: {', '.join(different)}")
 
@@ -204,12 +167,12 @@ def main(args) -> dict:
     groups = param_groups(model, args.weight_decay, args.layer_decay)
     stepper, schedule = build_training(args, model, groups, plan, machine, BLR)
     run = RunFolder(args.output_dir or "output_dir")
-    settings = dict(vars(args))
+    settings = resolved(args, train)
     state, words = run.find_start("finetune", settings, args.resume)
     session = Session("finetune", settings, run, model, stepper, train)
     first = session.restore(state)
     if state is None:
-        words += f", {start_weights(args, model, criterion)}"
+        words += f", {start_weights(args, settings, model, criterion)}"
     run.create(settings, describe(plan, schedule, machine, train), log_lines=first)
     say(f"stage 2, {args.model}, {args.loss}: {len(train)} images of {train.source}, {plan.steps_per_epoch} steps of "
         f"{plan.effective_batch_size} images an epoch, lr {schedule.lr:.3g}; {words}; run folder {run.path}")
@@ -235,25 +198,6 @@ def main(args) -> dict:
     return result
 
 
-def trained_loss(args, settings: dict) -> argparse.Namespace:
-    """The loss flags of the checkpoint's `settings`; ValueError where a flag of --eval asks for others."""
-    trained = argparse.Namespace(**{name: settings[name] for name in LOSS_SETTINGS})
-    if args.loss not in (None, trained.loss):
-        raise ValueError(f"{args.resume} was trained with --loss {trained.loss}, not {args.loss}: leave the flag out, or write "
-                         f"--loss {trained.loss} behind the recipe that has it")
-    for name, unset in (("loss_args", []), ("sampler", "random"), ("prior", None)):
-        if getattr(args, name) not in (unset, getattr(trained, name)):
-            raise ValueError(f"{args.resume} was trained with --{name} {getattr(trained, name)}, which --eval cannot change to "
-                             f"{getattr(args, name)}: leave the flag out")
-    if trained.prior == "data" and (args.posthoc != "none" or args.test_prior):
-        raise ValueError(f"{args.resume} was trained with --sampler {trained.sampler} --prior data: the images that it saw and "
-                         "the prior of its loss differ, and no formula undoes both: leave --posthoc and --test_prior out")
-    if args.tau not in (None, trained.tau) and args.posthoc != "logit_adjust":
-        raise ValueError(f"{args.resume} was trained with --tau {trained.tau:g}, not {args.tau:g}, which --eval cannot change: "
-                         "leave the flag out, or add --posthoc logit_adjust, whose strength it is")
-    return trained
-
-
 def evaluate_checkpoint(args, machine: Machine, loader, normalize, test: ImageSet) -> dict:
     """--eval: score exactly the file that --resume names; written only into a new --output_dir.
 
@@ -264,7 +208,7 @@ def evaluate_checkpoint(args, machine: Machine, loader, normalize, test: ImageSe
     if there != here:
         raise ValueError(f"{args.resume} has a head of {len(there)} classes ({', '.join(there[:3])}, ...), but {test.source} "
                          f"has {len(here)} ({', '.join(here[:3])}, ...): evaluate it on the data set that it was trained on")
-    tell_differences(args, state["args"], ("mean", "std", "input_size", "crop_pct"), args.resume)
+    tell_differences(resolved(args, test), state["args"], ("mean", "std", "input_size", "crop_pct"), args.resume)
     trained, asked = trained_loss(args, state["args"]), read_test_prior(args.test_prior, len(here))
     criterion = build_criterion(trained, counts, there)
     model = place(build_model(args, test, criterion.cosine_head), machine)
@@ -280,7 +224,7 @@ def evaluate_checkpoint(args, machine: Machine, loader, normalize, test: ImageSe
     result = metrics.evaluate_logits(logits, labels, counts, activation)
     say(metrics.format_table({f"{args.resume}, {args.split}{words}": result}))
     if run:
-        run.create(dict(vars(args)), {"checkpoint": args.resume, "class_counts": counts, "data_hash": test.data_hash})
+        run.create(resolved(args, test), {"checkpoint": args.resume, "class_counts": counts, "data_hash": test.data_hash})
         provenance = {"epoch": state["progress"]["epoch"] - 1, "split": args.split, "corrected": words.lstrip(", ") or None}
         write_results(run, result, logits, labels, test, np.array(counts), provenance)
         say(f"wrote metrics.json, predictions.npz and figures into {run.path}")

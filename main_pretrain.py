@@ -24,7 +24,7 @@ from util.args import (
 from util.lr import param_groups
 from util.run import RunFolder, say
 from util.seed import derive_seed, seeded
-from util.setup import Session, build_training, describe, load_images, place, plan_steps, set_up
+from util.setup import Session, build_training, describe, load_images, place, plan_steps, resolved, set_up
 
 BLR = 1.5e-4  # the paper's and MAE's, at 256 images
 
@@ -91,7 +91,7 @@ def main(args) -> dict:
     stepper, schedule = build_training(args, model, param_groups(model, args.weight_decay), plan, machine, BLR)
 
     run = RunFolder(args.output_dir or "output_dir")
-    settings = dict(vars(args))
+    settings = resolved(args, images)
     state, words = run.find_start("pretrain", settings, args.resume)
     session = Session("pretrain", settings, run, model, stepper, images)
     first = session.restore(state)

@@ -1,6 +1,7 @@
 """Data sets by name: `build_dataset(name, split, ...)`."""
 from datasets import embedded
 from datasets.cifar import cifar_images
+from datasets.embedded import load as load_embedded
 from datasets.folder import folder_images, list_images, unlabeled_images
 from datasets.imageset import ArrayImages, ImageSet, Record
 from datasets.longtail import draw, longtail_counts_of
@@ -11,7 +12,7 @@ from datasets.records import RECORDS
 def _embedded(name: str, data_path: str | None, split: str, record: Record) -> ImageSet:
     if data_path is not None:
         raise ValueError("--dataset embedded ships with the project: leave out --data_path")
-    images, labels, ids = embedded.load(split)
+    images, labels, ids = load_embedded(split)
     return ArrayImages(images, labels, embedded.CLASS_NAMES, record, ids, source=f"{embedded.FILE.name}:{split}")
 
 

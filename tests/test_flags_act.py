@@ -6,6 +6,7 @@ from timm.data.mixup import Mixup
 import main_finetune
 import main_pretrain
 from engine_finetune import Targets
+from util import args_finetune
 from util.checkpoint import load_checkpoint
 
 BASE = ["--epochs", 1, "--warmup_epochs", 0, "--mixup", .8, "--cutmix", 1, "--clip_grad", 5, "--head_bias", "prior",
@@ -72,8 +73,8 @@ def test_no_clipping_is_no_clipping(weights, plain):
 
 def test_the_loss_gets_the_counts_of_the_training_images_in_label_order(finetune, tmp_path, monkeypatch):
     seen = []
-    build = main_finetune.build_loss
-    monkeypatch.setattr(main_finetune, "build_loss", lambda name, counts, **options: (
+    build = args_finetune.build_loss
+    monkeypatch.setattr(args_finetune, "build_loss", lambda name, counts, **options: (
         seen.append([*map(float, counts)]), build(name, counts, **options))[1])
     finetune(tmp_path / "run", "--epochs", 1, "--warmup_epochs", 0)
     assert seen == [[24.0, 12.0, 5.0]]

@@ -66,6 +66,11 @@ def load_images(args, split: str) -> ImageSet:
                          args.data_seed)
 
 
+def resolved(args, images: ImageSet) -> dict:
+    """The flags as a run keeps them: with the channel statistics that its images have, whether given or the set's own."""
+    return {**vars(args), "mean": list(images.record.mean), "std": list(images.record.std)}
+
+
 def plan_steps(args, num_samples: int) -> StepPlan:
     """How many images make a micro-batch and a step."""
     accum_iter = derive_accumulation(args.batch_size, args.accum_iter, args.effective_batch_size)
@@ -90,7 +95,7 @@ def describe(plan: StepPlan, schedule: Schedule, machine: Machine, images: Image
             "accum_iter": plan.accum_iter, "effective_batch_size": plan.effective_batch_size,
             "steps_per_epoch": plan.steps_per_epoch, "num_images": len(images), "data_hash": images.data_hash,
             "data_source": images.source, "class_names": images.class_names, "class_counts": images.class_counts.tolist(),
-            **images.details, "mean": list(images.record.mean), "std": list(images.record.std)}
+            **images.details}
 
 
 @dataclass
