@@ -35,13 +35,26 @@ from util.args_finetune import (
     check_loss_flags,
     read_test_prior,
     trained_loss,
+    with_checkpoint_flags,
     with_loss_defaults,
 )
 from util.checkpoint import load_checkpoint
 from util.lr import param_groups
 from util.posthoc import METHODS, correct
 from util.run import RunFolder, say
-from util.setup import Machine, Session, build_training, describe, load_images, place, plan_steps, resolved, set_up
+from util.setup import (
+    Machine,
+    Session,
+    build_training,
+    describe,
+    in_class_order,
+    load_for_training,
+    load_scored,
+    place,
+    plan_steps,
+    resolved,
+    set_up,
+)
 
 BLR = 1e-3  # the paper's, at 256 images
 
@@ -62,8 +75,12 @@ def get_args_parser() -> Parser:
     add_optimizer_flags(parser, epochs=50, blr=BLR, min_lr=1e-6, warmup_epochs=5, betas=(0.9, 0.999))
     parser.add_argument("--layer_decay", type=float, default=0.75, metavar="D", help="rate of a layer over the next one's")
     group = parser.add_argument_group("evaluation")
-    group.add_argument("--eval", action="store_true", help="evaluate --resume CKPT and train nothing")
+    group.add_argument("--eval", action="store_true", help="evaluate --resume CKPT and train nothing; data set, "
+                       "model, sizes and normalisation are the checkpoint's where no flag is given for them")
     group.add_argument("--eval_every", type=int, default=1, metavar="EPOCHS", help="epochs between two evaluations")
+    group.add_argument("--val_fraction", type=float, metavar="F", help="hold this share of every class's training images "
+                       "out and "
+                       "score them instead of --split, to choose settings on")
     group.add_argument("--posthoc", default="none", choices=METHODS, help="with --eval: correct the logits of the trained "
                        "model, by logit adjustment or by Bayes' rule")
     group.add_argument("--split", default="test", choices=["test", "val"], help="what is evaluated")
@@ -130,8 +147,13 @@ def score(model, criterion, loader, normalize, machine: Machine, counts) -> tupl
     return metrics.evaluate_logits(logits, labels, counts, criterion.activation), logits, labels
 
 
+def scored_split(args) -> str:
+    """What was scored, in words for tables and metrics.json."""
+    return args.split if args.val_fraction is None else f"held-out {args.val_fraction:g} of train"
+
+
 def write_results(run: RunFolder, result: dict, logits, labels, images: ImageSet, counts: np.ndarray, provenance: dict) -> None:
-    """metrics.json, predictions.npz and the figures of one evaluation; counts (C,) are those of the training images."""
+    """metrics.json, predictions.npz and the figures of one evaluation; counts (C,) decide the groups."""
     run.write_json("metrics.json", {**result, **provenance, "data_source": images.source, "class_names": images.class_names,
                                     "class_counts": counts.tolist()})
     run.write_predictions(logits, labels, images.ids)
@@ -149,14 +171,12 @@ def write_results(run: RunFolder, result: dict, logits, labels, images: ImageSet
 def main(args) -> dict:
     """Run stage 2 or --eval; returns the metrics of the evaluation (the last epoch's after training)."""
     check_finetune(args)
+    if args.eval:
+        return evaluate_checkpoint(args)
     machine = set_up(args)
-    test = load_images(args, args.split)
+    train, test = load_for_training(args)
     size, normalize = as_pair(args.input_size), Normalize(test.record, machine.device)
     test_loader = eval_loader(test, size, args.batch_size, args.crop_pct, args.num_workers, machine.device)
-    if args.eval:
-        return evaluate_checkpoint(args, machine, test_loader, normalize, test)
-
-    train = load_images(args, "train")
     args = with_loss_defaults(args, len(train.class_names))
     criterion = build_criterion(args, train.class_counts, train.class_names).to(machine.device)
     check_loss_flags(args, criterion)
@@ -183,7 +203,7 @@ def main(args) -> dict:
         record = train_one_epoch(model, criterion, loader, normalize, erase, targets, stepper, plan, schedule, epoch,
                                  args.seed, args.log_every)
         if (epoch + 1) % args.eval_every == 0 or epoch + 1 == args.epochs:
-            scored = score(model, criterion, test_loader, normalize, machine, train.class_counts)
+            scored = score(model, criterion, test_loader, normalize, machine, train.group_counts)
             record["eval"] = {key: scored[0][key] for key in ("overall", "many", "medium", "few", "ece", "mce")}
         run.log(record)
         if (epoch + 1) % args.save_every == 0 or epoch + 1 == args.epochs:
@@ -191,26 +211,27 @@ def main(args) -> dict:
 
     figures.training_curves(run.figures / "training.png", run.records())
     # A finished run that is started again has trained nothing, so its weights are scored once more.
-    result, logits, labels = scored or score(model, criterion, test_loader, normalize, machine, train.class_counts)
-    write_results(run, result, logits, labels, test, train.class_counts, {"epoch": args.epochs - 1, "split": args.split})
+    result, logits, labels = scored or score(model, criterion, test_loader, normalize, machine, train.group_counts)
+    write_results(run, result, logits, labels, test, train.group_counts, {"epoch": args.epochs - 1, "split": scored_split(args),
+                                                             "epoch_chosen_by": "nothing, the last one"})
     run.close()
-    say(metrics.format_table({f"{args.loss}, {args.split}": result}))
+    say(metrics.format_table({f"{args.loss}, {scored_split(args)}": result}))
     return result
 
 
-def evaluate_checkpoint(args, machine: Machine, loader, normalize, test: ImageSet) -> dict:
+def evaluate_checkpoint(args) -> dict:
     """--eval: score exactly the file that --resume names; written only into a new --output_dir.
 
-    The loss, which decides the activation and what the logits fit, is the checkpoint's.
+    Model, size, pooling, normalisation, data set and class order are the checkpoint's where no flag was given for them; the
+    loss, which decides the activation and what the logits fit, always is.
     """
     state = load_checkpoint(args.resume, "finetune")
-    there, here, counts = state["class_names"], test.class_names, state["class_counts"]
-    if there != here:
-        raise ValueError(f"{args.resume} has a head of {len(there)} classes ({', '.join(there[:3])}, ...), but {test.source} "
-                         f"has {len(here)} ({', '.join(here[:3])}, ...): evaluate it on the data set that it was trained on")
+    args = with_checkpoint_flags(args, state["args"])
+    machine = set_up(args)
+    test = in_class_order(load_scored(args, state["args"]), state["class_names"], args.resume)
     tell_differences(resolved(args, test), state["args"], ("mean", "std", "input_size", "crop_pct"), args.resume)
-    trained, asked = trained_loss(args, state["args"]), read_test_prior(args.test_prior, len(here))
-    criterion = build_criterion(trained, counts, there)
+    trained, asked = trained_loss(args, state["args"]), read_test_prior(args.test_prior, len(test.class_names))
+    criterion = build_criterion(trained, state["class_counts"], test.class_names)
     model = place(build_model(args, test, criterion.cosine_head), machine)
     check_head_count(model, MODELS, state["args"])
     load_classifier(model, state["model"])
@@ -218,15 +239,20 @@ def evaluate_checkpoint(args, machine: Machine, loader, normalize, test: ImageSe
     if run:
         run.check_empty()
         run.check_writable()
+    normalize = Normalize(test.record, machine.device)
+    loader = eval_loader(test, as_pair(args.input_size), args.batch_size, args.crop_pct, args.num_workers, machine.device)
+    counts = np.array(state["progress"]["group_counts"])
     _, logits, labels = score(model, criterion, loader, normalize, machine, counts)
     logits, activation = correct(logits, criterion, args.posthoc, asked, args.tau)
     words = f", posthoc {args.posthoc}" * (args.posthoc != "none") + f", test prior {args.test_prior}" * bool(args.test_prior)
     result = metrics.evaluate_logits(logits, labels, counts, activation)
-    say(metrics.format_table({f"{args.resume}, {args.split}{words}": result}))
+    say(metrics.format_table({f"{args.resume}, {scored_split(args)}{words}": result}))
     if run:
-        run.create(resolved(args, test), {"checkpoint": args.resume, "class_counts": counts, "data_hash": test.data_hash})
-        provenance = {"epoch": state["progress"]["epoch"] - 1, "split": args.split, "corrected": words.lstrip(", ") or None}
-        write_results(run, result, logits, labels, test, np.array(counts), provenance)
+        run.create(resolved(args, test), {"checkpoint": args.resume, "class_counts": state["class_counts"],
+                                          "data_hash": test.data_hash, "data_source": test.source, **test.details})
+        provenance = {"epoch": state["progress"]["epoch"] - 1, "split": scored_split(args), "epoch_chosen_by":
+                      "nothing, the checkpoint's", "corrected": words.lstrip(", ") or None}
+        write_results(run, result, logits, labels, test, counts, provenance)
         say(f"wrote metrics.json, predictions.npz and figures into {run.path}")
     return result
 

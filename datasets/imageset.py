@@ -57,6 +57,11 @@ class ImageSet:
         return np.bincount(self.labels, minlength=len(self.class_names))
 
     @property
+    def group_counts(self) -> np.ndarray:
+        """Images (C,) that decide whether a class is many-, medium- or few-shot: those before any were held out."""
+        return np.array(self.details.get("full_class_counts", self.class_counts), dtype=np.int64)
+
+    @property
     def data_hash(self) -> str:
         """SHA-256 over class names, ids and labels in order: two sets of one hash list the same images."""
         digest = hashlib.sha256("\n".join(self.class_names).encode("utf-8", "surrogateescape"))
@@ -71,6 +76,15 @@ class ImageSet:
         part.labels = self.labels[indices]
         part.ids = self.ids.take(indices) if isinstance(self.ids, PathTable) else self.ids[indices]
         part.details = {**self.details, "indices_hash": indices_hash(indices)}
+        return part
+
+
+    def in_order(self, class_names: list[str]) -> "ImageSet":
+        """The same images with labels that count in the order of class_names, which has the same names."""
+        place = {name: k for k, name in enumerate(class_names)}
+        part = copy.copy(self)
+        part.labels = np.array([place[name] for name in self.class_names], dtype=np.int64)[self.labels]
+        part.class_names = list(class_names)
         return part
 
 

@@ -1,6 +1,7 @@
 """Flags: those that both stages have stand here once. Names and meanings are MAE's where MAE has them."""
 import argparse
 import ast
+import copy
 import math
 import shlex
 import sys
@@ -28,12 +29,22 @@ class Parser(argparse.ArgumentParser):
             self.error(f"recipe line {line!r}: {error}; put values with quotes or blanks in double quotes")
 
     def parse_args(self, args=None, namespace=None):
+        """As argparse, and `given` tells which flags were given and which have their default."""
+        namespace, unset = argparse.Namespace() if namespace is None else namespace, object()
+        defaults = {action.dest: action.default for action in self._actions
+                    if action.default is not argparse.SUPPRESS and not hasattr(namespace, action.dest)}
+        for name in defaults:
+            setattr(namespace, name, unset)
         try:
-            return super().parse_args(args, namespace)
+            args = super().parse_args(args, namespace)
         except UnicodeDecodeError:
             self.error("a file named with @ is no text: a recipe has one flag a line")
         except RecursionError:
             self.error("a recipe names itself with @: leave that line out")
+        args.given = [name for name in defaults if getattr(args, name) is not unset]
+        for name in defaults.keys() - set(args.given):
+            setattr(args, name, copy.copy(defaults[name]))
+        return args
 
     def error(self, message: str):
         self.exit(2, f"error: {message} (see python {Path(sys.argv[0]).name} --help)\n")

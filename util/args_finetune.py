@@ -10,6 +10,9 @@ from util.run import say
 
 # Flags that decide what the logits of a trained model mean; --eval takes them from the checkpoint.
 LOSS_SETTINGS = ("loss", "loss_args", "tau", "test_prior", "sampler", "prior")
+# Flags that say what network that is and how its images are prepared: the checkpoint's unless given.
+EVALUATION_SETTINGS = ("dataset", "data_path", "mean", "std", "input_size", "crop_pct", "model", "patch_size", "embed_dim",
+                       "depth", "num_heads", "cls_token")
 
 
 def add_loss_flags(parser: Parser) -> None:
@@ -51,6 +54,10 @@ def add_augmentation_flags(parser: Parser) -> None:
 
 def check_finetune(args) -> None:
     """Raise ValueError for numbers that cannot be."""
+    check_range(args, "val_fraction", 0, 1)
+    if args.val_fraction is not None and "split" in args.given:
+        raise ValueError(f"--val_fraction {args.val_fraction:g} scores a slice of the training images, so --split {args.split} "
+                         "would do nothing: leave one of them out")
     for name in ("drop_path", "reprob", "mixup_prob", "mixup_switch_prob", "smoothing"):
         check_range(args, name, 0, 1)
     for name in ("mixup", "cutmix"):
@@ -69,6 +76,12 @@ def check_finetune(args) -> None:
         raise ValueError("--eval needs trained weights: give --resume CKPT (a last.pth of main_finetune.py)")
     if args.posthoc != "none" and not args.eval:
         raise ValueError(f"--posthoc {args.posthoc} corrects a trained model: use it with --eval --resume CKPT")
+
+
+def with_checkpoint_flags(args, trained: dict) -> argparse.Namespace:
+    """A copy of the flags of --eval in which those that were not given are the checkpoint's."""
+    names = [name for name in EVALUATION_SETTINGS if name not in args.given]
+    return argparse.Namespace(**{**vars(args), **{name: trained[name] for name in names}})
 
 
 def with_loss_defaults(args, num_classes: int):
