@@ -189,7 +189,7 @@ def main(args) -> dict:
     machine = set_up(args)
     test = load_images(args, args.split)
     size, normalize = as_pair(args.input_size), Normalize(test.record, machine.device)
-    test_loader = eval_loader(test, size, args.batch_size, args.crop_pct, args.num_workers, machine.device)
+    test_loader = eval_loader(test, size, args.batch_size, args.crop_pct, args.num_workers, machine.device, args.loader)
     if args.eval:
         return evaluate_checkpoint(args, machine, test_loader, normalize, test)
 
@@ -199,7 +199,8 @@ def main(args) -> dict:
     check_loss_flags(args, criterion)
     model = place(build_model(args, train, criterion.cosine_head), machine)
     loader = train_loader(train, size, args.batch_size, args.seed, args.train_crop, tuple(args.scale), args.hflip,
-                          None if args.aa == "none" else args.aa, args.num_workers, machine.device, args.sampler)
+                          None if args.aa == "none" else args.aa, args.num_workers, machine.device, args.sampler,
+                          args.loader)
     plan = plan_steps(args, len(train))
     groups = param_groups(model, args.weight_decay, args.layer_decay)
     stepper, schedule = build_training(args, model, groups, plan, machine, BLR)
@@ -222,7 +223,7 @@ def main(args) -> dict:
         if (epoch + 1) % args.eval_every == 0 or epoch + 1 == args.epochs:
             scored = score(model, criterion, test_loader, normalize, machine, train.class_counts)
             record["eval"] = {key: scored[0][key] for key in ("overall", "many", "medium", "few", "ece", "mce")}
-        run.log(record)
+        run.log({**record, **run.log_bad_images(train)})
         if (epoch + 1) % args.save_every == 0 or epoch + 1 == args.epochs:
             session.save(epoch + 1)
 

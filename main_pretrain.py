@@ -85,7 +85,7 @@ def main(args) -> dict:
     normalize = Normalize(images.record, machine.device)
     plan = plan_steps(args, len(images))
     loader = train_loader(images, as_pair(args.input_size), args.batch_size, args.seed, args.train_crop, tuple(args.scale),
-                          args.hflip, None, args.num_workers, machine.device)
+                          args.hflip, None, args.num_workers, machine.device, loader=args.loader)
 
     model = place(build_model(args, images.record.channels), machine)
     stepper, schedule = build_training(args, model, param_groups(model, args.weight_decay), plan, machine, BLR)
@@ -102,7 +102,7 @@ def main(args) -> dict:
     for epoch in range(first, args.epochs):
         record = train_one_epoch(model, loader, normalize, stepper, plan, schedule, epoch, args.mask_ratio,
                                  args.seed, args.log_every)
-        run.log(record)
+        run.log({**record, **run.log_bad_images(images)})
         if (epoch + 1) % args.save_every == 0 or epoch + 1 == args.epochs:
             session.save(epoch + 1)
 

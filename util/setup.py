@@ -6,6 +6,7 @@ from torch import nn
 
 from datasets import build_dataset
 from datasets.imageset import ImageSet
+from datasets.skipping import SkipUnreadable
 from util.args import check_common
 from util.checkpoint import save_checkpoint
 from util.distributed import check_single_process
@@ -61,8 +62,10 @@ def place(model: nn.Module, machine: Machine) -> nn.Module:
 
 
 def load_images(args, split: str) -> ImageSet:
-    """The data set of the flags; both stages read it through here."""
-    return build_dataset(args.dataset, split, args.data_path, args.mean, args.std)
+    """The data set of the flags; both stages read it through here. An evaluation never replaces an image."""
+    images = build_dataset(args.dataset, split, args.data_path, args.mean, args.std)
+    skips = args.skip_bad_images and split == "train" and not images.in_memory
+    return SkipUnreadable(images, args.skip_bad_images) if skips else images
 
 
 def plan_steps(args, num_samples: int) -> StepPlan:
