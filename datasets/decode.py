@@ -12,7 +12,11 @@ from typing import BinaryIO
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
-from torchvision.io import ImageReadMode, decode_jpeg
+
+try:
+    from torchvision.io import ImageReadMode, decode_jpeg
+except ImportError:  # torchvision 0.29 announces that a later one goes without; Pillow gives the same pixels, slower
+    decode_jpeg = None
 
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -49,7 +53,7 @@ def decode_image(file: BinaryIO, channels: int) -> Image.Image:
 def decode_pixels(file: BinaryIO, channels: int) -> torch.Tensor:
     """`read_pixels` of an open file or BytesIO; raises whatever Pillow does."""
     with Image.open(file) as image:  # reads the header alone, and refuses more pixels than Pillow's limit
-        if image.format == "JPEG" and image.mode in ("L", "RGB") and turn(image) is None:
+        if decode_jpeg and image.format == "JPEG" and image.mode in ("L", "RGB") and turn(image) is None:
             file.seek(0)
             data = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
             # What torchvision refuses (arithmetic coding, damage) Pillow reads, or says what is wrong with it.

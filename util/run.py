@@ -163,8 +163,8 @@ class RunFolder:
         told = path.read_text().splitlines() if path.exists() else []
         new = [f"{name}\t{why}" for name, why in images.unreadable if f"{name}\t{why}" not in told]
         if new:
-            say(f"{len(new)} unreadable training images were replaced by the next of their class ({path} lists them):\n"
-                + "\n".join(f"  {line}" for line in new))
+            what = "image, replaced" if len(new) == 1 else "images, each replaced"
+            say("\n  ".join([f"{len(new)} unreadable training {what} by the next of its class (listed in {path}):", *new]))
             replace_file(path, lambda file: file.write("".join(f"{line}\n" for line in told + new).encode()))
         return {"bad_images": len(images.unreadable)}
 
