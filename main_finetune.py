@@ -176,13 +176,14 @@ def main(args) -> dict:
     machine = set_up(args)
     train, test = load_for_training(args)
     size, normalize = as_pair(args.input_size), Normalize(test.record, machine.device)
-    test_loader = eval_loader(test, size, args.batch_size, args.crop_pct, args.num_workers, machine.device)
+    test_loader = eval_loader(test, size, args.batch_size, args.crop_pct, args.num_workers, machine.device, args.loader)
     args = with_loss_defaults(args, len(train.class_names))
     criterion = build_criterion(args, train.class_counts, train.class_names).to(machine.device)
     check_loss_flags(args, criterion)
     model = place(build_model(args, train, criterion.cosine_head), machine)
     loader = train_loader(train, size, args.batch_size, args.seed, args.train_crop, tuple(args.scale), args.hflip,
-                          None if args.aa == "none" else args.aa, args.num_workers, machine.device, args.sampler)
+                          None if args.aa == "none" else args.aa, args.num_workers, machine.device, args.sampler,
+                          args.loader)
     plan = plan_steps(args, len(train))
     groups = param_groups(model, args.weight_decay, args.layer_decay)
     stepper, schedule = build_training(args, model, groups, plan, machine, BLR)
@@ -205,7 +206,7 @@ def main(args) -> dict:
         if (epoch + 1) % args.eval_every == 0 or epoch + 1 == args.epochs:
             scored = score(model, criterion, test_loader, normalize, machine, train.group_counts)
             record["eval"] = {key: scored[0][key] for key in ("overall", "many", "medium", "few", "ece", "mce")}
-        run.log(record)
+        run.log({**record, **run.log_bad_images(train)})
         if (epoch + 1) % args.save_every == 0 or epoch + 1 == args.epochs:
             session.save(epoch + 1)
 
@@ -240,7 +241,8 @@ def evaluate_checkpoint(args) -> dict:
         run.check_empty()
         run.check_writable()
     normalize = Normalize(test.record, machine.device)
-    loader = eval_loader(test, as_pair(args.input_size), args.batch_size, args.crop_pct, args.num_workers, machine.device)
+    loader = eval_loader(test, as_pair(args.input_size), args.batch_size, args.crop_pct, args.num_workers, machine.device,
+                         args.loader)
     counts = np.array(state["progress"]["group_counts"])
     _, logits, labels = score(model, criterion, loader, normalize, machine, counts)
     logits, activation = correct(logits, criterion, args.posthoc, asked, args.tau)

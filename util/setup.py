@@ -7,6 +7,7 @@ from torch import nn
 from datasets import build_dataset
 from datasets.imageset import ImageSet
 from datasets.longtail import hold_out
+from datasets.skipping import SkipUnreadable
 from util.args import check_common
 from util.checkpoint import save_checkpoint
 from util.distributed import check_single_process
@@ -67,17 +68,22 @@ def load_images(args, split: str) -> ImageSet:
                          args.data_seed)
 
 
+def may_skip(args, images: ImageSet) -> ImageSet | SkipUnreadable:
+    """Training images of which --skip_bad_images may be unreadable; an evaluation never replaces an image."""
+    return SkipUnreadable(images, args.skip_bad_images) if args.skip_bad_images and not images.in_memory else images
+
+
 def load_for_training(args) -> tuple[ImageSet, ImageSet]:
     """The images of stage 2 to train on and to score: --split of the data, or with --val_fraction a slice of train."""
     train = load_images(args, "train")
     if args.val_fraction is None:
-        return train, load_images(args, args.split)
+        return may_skip(args, train), load_images(args, args.split)
     rest, held = hold_out(train.labels, train.class_counts, args.val_fraction)
     parts = train.subset(rest), train.subset(held)
     for part, what in zip(parts, ("without", "only"), strict=True):
         part.details |= {"val_fraction": args.val_fraction, "full_class_counts": train.class_counts.tolist()}
         part.source += f", {what} the held-out fraction {args.val_fraction:g}"
-    return parts
+    return may_skip(args, parts[0]), parts[1]
 
 
 def load_scored(args, trained: dict) -> ImageSet:
