@@ -114,6 +114,7 @@ def cut(chunks: Iterable, batch_size: int, num_samples: int, pin_memory: bool = 
     for images, labels in chunks:
         while len(images):
             if not filled:
+                assert left, f"readers gave more than the {num_samples} samples of the epoch"
                 size = min(batch_size, left)
                 batch = (images.new_empty((size, *images.shape[1:]), pin_memory=pin_memory), labels.new_empty(size))
             taken = min(size - filled, len(images))
@@ -122,3 +123,4 @@ def cut(chunks: Iterable, batch_size: int, num_samples: int, pin_memory: bool = 
             if filled == size:
                 yield batch
                 left, filled = left - size, 0
+    assert not left, f"readers gave {left} samples less than the {num_samples} of the epoch"

@@ -66,6 +66,9 @@ def test_chunks_are_cut_into_full_batches(batch_size):
     assert [len(labels) for _, labels in batches] == [len(part) for part in values.split(batch_size)]
     assert torch.equal(torch.cat([labels for _, labels in batches]), values)
     assert torch.equal(torch.cat([images for images, _ in batches]).flatten().long(), values)
+    for other in (22, 24):
+        with pytest.raises(AssertionError, match="readers gave"):
+            list(cut(chunks, batch_size, other))
 
 
 # --- an epoch ---
@@ -110,11 +113,21 @@ def test_same_seed_same_batches_and_workers_change_the_order_only(shards):
     assert not any(torch.equal(by_label[0][label], other[label]) for label in range(N))
 
 
+def test_within_a_shard_the_order_and_every_samples_draws_differ(webdataset, numbered, tmp_path):
+    alike = numbered.subset(np.zeros(12, dtype=int))
+    pack.pack(alike, "made up", "train", tmp_path / "out")
+    reader = train_loader(build_dataset("shards", "train", tmp_path / "out"), SIZE, 5, 0, num_workers=0).chunks.dataset
+    orders = [[sample.index for sample in reader.samples(epoch, 0, 1)] for epoch in (0, 1)]
+    assert orders[0] != orders[1] and all(sorted(order) == list(range(12)) != order for order in orders)
+    (images, labels), = reader
+    assert labels.tolist() == [0] * 12 and len(images.unique(dim=0)) == 12
+
+
 def test_loading_leaves_the_global_generators_alone(shards):
-    batches = iter(train_loader(build_dataset("shards", "train", shards), SIZE, 5, 0, num_workers=0))
-    next(batches)  # a DataLoader draws when it starts
+    reader = train_loader(build_dataset("shards", "train", shards), SIZE, 5, 0, num_workers=0).chunks.dataset
+    torch.rand(1), np.random.rand(1)  # away from where another test may have left them
     state = torch.get_rng_state(), np.random.get_state()[1].copy()
-    assert len(list(batches)) == 4
+    assert sum(len(labels) for _, labels in reader) == N
     assert torch.equal(state[0], torch.get_rng_state()) and np.array_equal(state[1], np.random.get_state()[1])
 
 
@@ -239,12 +252,9 @@ def test_stage_1_learns_from_shards_and_is_continued_to_the_bit(shards, tmp_path
         argv = [*TINY, *DECODER, *MAE, "--data_path", shards, "--output_dir", tmp_path / out, *flags]
         return main_pretrain.main(main_pretrain.get_args_parser().parse_args(list(map(str, argv))))
 
-    class Cut(Exception):
-        pass
-
     def save_and_die(self, epoch):
         save(self, epoch)
-        raise Cut
+        raise KeyboardInterrupt
 
     whole = run("whole", "--num_workers", 1)
     assert isinstance(build_dataset("shards", "train", shards), ShardImages) and whole["epoch"] == 1
@@ -253,7 +263,7 @@ def test_stage_1_learns_from_shards_and_is_continued_to_the_bit(shards, tmp_path
     assert (tmp_path / "whole" / "figures" / "reconstructions.png").is_file()
     save = Session.save
     monkeypatch.setattr(Session, "save", save_and_die)
-    with pytest.raises(Cut):
+    with pytest.raises(KeyboardInterrupt):
         run("cut", "--num_workers", 0)
     monkeypatch.undo()
     assert run("cut", "--num_workers", 1)["train_loss"] == whole["train_loss"]
