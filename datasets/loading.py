@@ -9,6 +9,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from datasets.imageset import ImageSet
 from datasets.memory import MemoryBatches, ShiftFlip, fits
 from datasets.sampling import epoch_order
+from datasets.shards import ShardImages
+from datasets.streaming import ShardBatches
 from datasets.transforms import eval_transform, train_transform
 from util.seed import derive_seed, keep_random_state, seed_everything
 
@@ -99,7 +101,7 @@ def worker_count(images: ImageSet, num_workers: int | None) -> int:
 def train_loader(images: ImageSet, size: tuple[int, int], batch_size: int, seed: int, crop: str = "rrc",
                  scale: tuple[float, float] = (0.2, 1.0), hflip: float = 0.5, auto_augment: str | None = None,
                  num_workers: int | None = None, device: torch.device | None = None,
-                 sampler: str = "random", loader: str = "fast") -> DataLoader | MemoryBatches:
+                 sampler: str = "random", loader: str = "fast") -> DataLoader | MemoryBatches | ShardBatches:
     """Micro-batches of augmented (images (n, C, H, W) uint8, labels (n,)); see `train_transform` for the settings.
 
     sampler: a key of datasets.sampling.SAMPLERS; an epoch is len(images) draws of it.
@@ -109,6 +111,10 @@ def train_loader(images: ImageSet, size: tuple[int, int], batch_size: int, seed:
     everything else in workers; which of the two is a matter of the settings alone, never of the machine.
     """
     device = device or torch.device("cpu")
+    if isinstance(images, ShardImages):
+        transform = train_transform(size, images.record, crop, scale, hflip, auto_augment)
+        return ShardBatches(images, transform, batch_size, seed, worker_count(images, num_workers), device,
+                            loader=loader)
     order = functools.partial(epoch_order, sampler, images.labels, len(images.class_names), seed)
     batches = EpochBatches(len(images), batch_size, seed, None if sampler == "random" else order)
     if fits(images, size, crop, auto_augment):

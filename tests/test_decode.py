@@ -12,6 +12,7 @@ from PIL import Image, ImageSequence
 from sklearn.datasets import load_sample_images
 
 from datasets.decode import ORIENTATION, UnreadableImage, read_image, read_pixels
+from datasets.paths import printable
 
 PHOTOGRAPHS = [Image.fromarray(pixels) for pixels in load_sample_images().images]
 SMALL = PHOTOGRAPHS[0].resize((60, 40))
@@ -216,7 +217,7 @@ def test_odd_file_names_are_read_and_named_in_one_line(tmp_path, name):
     os.truncate(path, 0)
     with pytest.raises(UnreadableImage, match="the file is empty") as error:
         read_pixels(path, 3)
-    assert len(str(error.value).encode().splitlines()) == 1 and repr(path) in str(error.value)
+    assert len(str(error.value).encode().splitlines()) == 1 and printable(path) in str(error.value)
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 2}], ids=str)

@@ -70,6 +70,8 @@ def load_images(args, split: str) -> ImageSet:
 
 def may_skip(args, images: ImageSet) -> ImageSet | SkipUnreadable:
     """Training images of which --skip_bad_images may be unreadable; an evaluation never replaces an image."""
+    if args.skip_bad_images and args.dataset == "shards":
+        raise ValueError("--skip_bad_images works on images in files, not in shards: take the bad one out and pack again")
     return SkipUnreadable(images, args.skip_bad_images) if args.skip_bad_images and not images.in_memory else images
 
 
