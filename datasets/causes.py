@@ -60,8 +60,8 @@ def class_order(facts: Facts) -> str | None:
     if (found == official[text]).mean() > 0.9:
         return ("the labels follow folder names sorted as strings (0, 1, 10, 100, ...): prepare the data set with "
                 "datasets.prepare, which orders them by value")
-    return ("the labels are in another class order (the official counts are all there, but at other classes): make the list "
-            "again with datasets.prepare, or write the order into it")
+    return ("the labels are in another class order (the official counts are all there, but at other classes): prepare the "
+            "data set again from the official lists")
 
 
 def labels_from_one(facts: Facts) -> str | None:

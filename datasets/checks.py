@@ -1,5 +1,5 @@
 """What `datasets.verify` checks beside the files themselves (datasets/scan.py): pure functions with a list of problems as
-result, over listings (datasets/inventory.py) and class counts."""
+result, over listings (datasets/listing.py) and class counts."""
 import os
 import re
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from datasets import records
-from datasets.inventory import Listing, Problem, names
+from datasets.listing import EMPTY_CLASS, Listing, Problem, names
 from datasets.paths import printable
 from util.metrics import FEW_BELOW, MANY_ABOVE, groups
 
@@ -46,17 +46,17 @@ def listed_twice(listing: Listing, keys: np.ndarray) -> list[Problem]:
 
 def shared_paths(train: Listing, train_keys: np.ndarray, other: Listing, other_keys: np.ndarray) -> list[Problem]:
     """Paths of an evaluation split that train has too."""
-    return [Problem("train and evaluation", other.where(i), f"{other.subject(i)}is a training image too "
+    return [Problem("in train and evaluation", other.where(i), f"{other.subject(i)}is a training image too "
                     f"({train.where(j)})") for i, j in shared(train_keys, other_keys)
             if same_path(os.fsencode(other.paths[i])) == same_path(os.fsencode(train.paths[j]))]
 
 
 def shared_content(train: Listing, train_keys: np.ndarray, other: Listing, other_keys: np.ndarray) -> list[Problem]:
-    """Files of an evaluation split whose bytes are those of a training image; keys: hashes (N,) of the bytes, 0 for
-    files that were not read."""
-    return [Problem("train and evaluation, bytes", other.where(i), f"{other.subject(i)}has the same bytes as the "
-                    f"training image {train.called(j)}")
-            for i, j in shared(train_keys, other_keys) if other_keys[i]]
+    """Files of an evaluation split whose bytes are those of a training image of another path; keys: hashes (N,) of the
+    bytes, 0 for files that were not read."""
+    return [Problem("same file in train and evaluation", other.where(i), f"{other.subject(i)}has the same bytes as the "
+                    f"training image {train.called(j)}") for i, j in shared(train_keys, other_keys)
+            if other_keys[i] and same_path(os.fsencode(other.paths[i])) != same_path(os.fsencode(train.paths[j]))]
 
 
 def shared(keys: np.ndarray, others: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -71,7 +71,7 @@ def shared(keys: np.ndarray, others: np.ndarray) -> Iterator[tuple[int, int]]:
 
 def empty_classes(counts: np.ndarray, class_names: list[str]) -> list[Problem]:
     """Classes without a training image; counts: training images (C,)."""
-    return [Problem("classes", class_place(k, class_names), "has no training image") for k in np.flatnonzero(counts == 0)]
+    return [Problem(EMPTY_CLASS, class_place(k, class_names), "has no training image") for k in np.flatnonzero(counts == 0)]
 
 
 def class_place(k: int, class_names: list[str]) -> str:
@@ -82,7 +82,7 @@ def class_place(k: int, class_names: list[str]) -> str:
 
 def count_problems(split: str, counts: np.ndarray, expected: np.ndarray, class_names: list[str]) -> list[Problem]:
     """Classes of a split that have another number of images than expected (C,)."""
-    return [Problem("images a class", class_place(k, class_names), f"has {counts[k]:,} images in {split}, expected "
+    return [Problem(f"{split}: images a class", class_place(k, class_names), f"has {counts[k]:,} images, expected "
                     f"{expected[k]:,}") for k in np.flatnonzero(counts != expected)]
 
 

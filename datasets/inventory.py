@@ -1,20 +1,19 @@
 """A data set as it lies on the disk, right or wrong. `build_dataset` stops at the first thing that is wrong; this goes on
 and keeps all of them, for `datasets.verify`."""
 import errno
-import functools
 import hashlib
 import os
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from datasets import DATASETS, LAYOUTS, embedded
 from datasets.cifar import CLASSES, official_files
 from datasets.folder import EXTENSIONS, NO_LABEL, class_order, list_file, listed_classes
+from datasets.listing import CLASSES_FILE, EMPTY_CLASS, LINES, UNCHANGED, Listing, Problem
 from datasets.lists import rows
 from datasets.paths import PathTable, printable
 from datasets.prepared import FILE, read_description
@@ -22,52 +21,6 @@ from datasets.records import RECORDS
 
 SPLITS = ("train", "val", "test")
 NO_IMAGE = f"no image in its folders (extensions {', '.join(sorted(EXTENSIONS))})"
-LINES, UNCHANGED, CLASSES_FILE = "lines of the lists", "lists unchanged", "classes.txt"
-
-
-class Problem(NamedTuple):
-    """kind: the check that found it; place: list file and line, path or class; words: what is wrong there."""
-
-    kind: str
-    place: str
-    words: str
-
-
-@dataclass
-class Listing:
-    """The lines of one split that can be read. root: folder that paths are relative to; place: list file or folder;
-    labels: (N,) int64; lines: line number of each (N,), None where no list but the folder itself is read; paths: None
-    for images that are in memory."""
-
-    split: str
-    root: Path
-    place: str
-    paths: PathTable | None
-    labels: np.ndarray
-    lines: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def where(self, index: int) -> str:
-        """`train.txt:812`, or the path where there is no list."""
-        return printable(self.paths[index]) if self.lines is None else f"{self.place}:{self.lines[index]}"
-
-    def subject(self, index: int) -> str:
-        """What a message about an image begins with: its path, and nothing where `where` says that already."""
-        return "" if self.lines is None else f"{printable(self.paths[index])} "
-
-    def called(self, index: int) -> str:
-        """An image inside a message: its path, and its line where there is one."""
-        return printable(self.paths[index]) + ("" if self.lines is None else f" ({self.where(index)})")
-
-    @functools.cached_property
-    def folders(self) -> tuple[list[bytes], np.ndarray]:
-        """Folders of the paths in order of appearance, and the folder of every path, (N,) int32."""
-        numbers: dict[bytes, int] = {}
-        of = np.fromiter((numbers.setdefault(name.rpartition(b"/")[0], len(numbers)) for name in names(self.paths)),
-                         dtype=np.int32, count=len(self))
-        return list(numbers), of
 
 
 @dataclass
@@ -96,14 +49,6 @@ class Inventory:
     def report(self, kind: str, place, words: str) -> None:
         """Keep a problem."""
         self.problems.append(Problem(kind, printable(place), words))
-
-
-def names(paths: PathTable) -> Iterator[bytes]:
-    """The paths of a table as bytes, one after the other; several times as fast as by index."""
-    blob, start = paths.blob.tobytes(), 0
-    for end in paths.ends.tolist():
-        yield blob[start:end]
-        start = end + 1
 
 
 def take_inventory(name: str, data_path: str | None) -> Inventory:
@@ -137,6 +82,9 @@ def read_lines(found: Inventory, split: str, path: Path, num_classes: int | None
 
 def read_prepared(name: str, folder: Path) -> Inventory:
     """A folder of datasets.prepare."""
+    if not (folder / FILE).is_file():
+        raise ValueError(f"--data_path {printable(folder)} is no prepared folder (it has no {FILE}): "
+                         f"python -m datasets.prepare {name} --source DIR --out OUT makes one")
     description = read_description(folder)
     if description["name"] != name:
         raise ValueError(f"{printable(folder)} holds the data set {description['name']}, not {name}")
@@ -152,8 +100,9 @@ def read_prepared(name: str, folder: Path) -> Inventory:
         data = path.read_bytes() if path.is_file() else b""
         if data and hashlib.sha256(data).hexdigest() != entry["sha256"]:
             unix = hashlib.sha256(data.replace(b"\r\n", b"\n")).hexdigest() == entry["sha256"]
-            how = ("only its line ends were changed, to CRLF" if unix else
-                   f"{len(found.splits[split]):,} lines can be read now, {entry['images']:,} were written then")
+            now, then = len(found.splits[split]), entry["images"]
+            how = ("only its line ends were changed, to CRLF" if unix else "it has as many lines, and others" if now == then
+                   else f"{now:,} lines can be read, {then:,} were written")
             found.report(UNCHANGED, entry["file"], f"is not the list that was prepared, its SHA-256 differs from "
                          f"that in {FILE} ({how}): prepare the data set again")
     return found
@@ -216,7 +165,7 @@ def read_folder(name: str, root: Path) -> Inventory:
         paths, labels = [], []
         for folder in folders[split]:
             if folder not in label_of:
-                found.report("classes", f"{split}/{folder}", "is a class that the training images do not have")
+                found.report(EMPTY_CLASS, f"{split}/{folder}", "is a class that the training images do not have")
                 continue
             files = sorted(entries_of(found, f"{split}/{folder}")[0])
             paths += [f"{split}/{folder}/{file}" for file in files]

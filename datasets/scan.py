@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from datasets.imageset import FileImages, UnreadableImage
-from datasets.inventory import Listing, Problem
+from datasets.listing import Listing, Problem
 from datasets.paths import printable
 
 OK, MISSING, NOWHERE, CIRCLE, NO_FILE, EMPTY, DENIED = range(7)
@@ -113,9 +113,9 @@ def file_problems(listing: Listing, scan: Scan) -> list[Problem]:
         path, fault = printable(os.path.join(os.fsencode(listing.root), folder)), scan.folder_faults.get(number)
         missing = positions[scan.status[positions] == MISSING]
         if fault or len(missing) == len(positions) >= WHOLE:
-            words = f"the folder {path} {fault}" if fault else f"none of the listed images is in {path}"
-            problems.append((positions[0], Problem("files", listing.where(positions[0]), f"{words}: {len(positions):,} "
-                                                   f"image{'s' * (len(positions) > 1)} of the list, this the first")))
+            words = f"the folder {path} {fault}" if fault else f"no image that is listed in {path} is there"
+            problems.append((positions[0], Problem("files", listing.where(positions[0]), f"{words} ({len(positions):,} "
+                                                   f"image{'s' * (len(positions) > 1)}, the first on this line)")))
             continue
         for i in positions[scan.status[positions] != OK].tolist():
             state = int(scan.status[i])

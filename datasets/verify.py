@@ -18,13 +18,14 @@ import numpy as np
 from datasets import DATASETS, FACTORS, checks, records
 from datasets.causes import PLACES_STANDARD_MOST, Facts, likely_causes
 from datasets.imageset import FileImages, Record
-from datasets.inventory import Inventory, Problem, take_inventory
+from datasets.inventory import Inventory, take_inventory
+from datasets.listing import EMPTY_CLASS, Problem
 from datasets.longtail import longtail_counts_of
 from datasets.parallel import CHUNK, over_chunks
 from datasets.paths import printable
 from datasets.scan import MISSING, OK, Scan, file_problems, read_images, scan_files
 from util.args import Parser, run_command
-from util.metrics import groups
+from util.metrics import FEW_BELOW, MANY_ABOVE, groups
 from util.run import progress, say
 
 ANY_RECORD = Record((0.0,) * 3, (1.0,) * 3)  # decoding needs the number of channels alone
@@ -46,14 +47,19 @@ class Verdict:
     rows: list[Row] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
-    def check(self, kind: str, good: str, problems: list[Problem], expected: str = "none wrong", what: str = "") -> None:
+    def check(self, kind: str, good: str, problems: list[Problem], expected: str) -> None:
         """One check as a row: `good` is what was found where nothing is wrong."""
         self.problems += problems
-        self.rows.append(Row(what or kind, expected, f"{len(problems):,} wrong" if problems else good, not problems))
+        self.rows.append(Row(kind, expected, plural(len(problems), "problem") if problems else good, not problems))
 
     def compare(self, what: str, expected: str | None, found: str) -> None:
         """Two texts that have to be equal, where anything is expected."""
         self.rows.append(Row(what, expected or "", found, None if expected is None else expected == found))
+
+
+def plural(number: int, word: str) -> str:
+    """`1 problem`, `2 problems`."""
+    return f"{number:,} {word}{'s' * (number != 1)}"
 
 
 def shape(counts: np.ndarray) -> tuple[str, str]:
@@ -74,9 +80,11 @@ def check_counts(found: Inventory, verdict: Verdict) -> dict[str, np.ndarray]:
     counts = {split: np.bincount(listing.labels, minlength=num_classes) for split, listing in found.splits.items()}
     for split, listing in found.splits.items():
         wrong = sizes.get(split, len(listing)) != len(listing)
-        verdict.problems += wrong * [Problem("images", listing.place, f"{len(listing):,} images in {split}, expected "
+        verdict.problems += wrong * [Problem(f"{split}: images", listing.place, f"{len(listing):,} images, expected "
                                              f"{sizes.get(split, 0):,}")]
         verdict.compare(f"{split}: images", f"{sizes[split]:,}" if split in sizes else None, f"{len(listing):,}")
+    verdict.rows += [Row(f"{split}: images", f"{size:,}", "no such split", None) for split, size in sizes.items()
+                     if split not in counts]
     if found.name == "unlabeled":
         return counts
     classes = records.OFFICIAL_CLASSES.get(found.name)
@@ -89,14 +97,14 @@ def check_counts(found: Inventory, verdict: Verdict) -> dict[str, np.ndarray]:
             verdict.compare("train: many / medium / few", wanted[1], shape(own)[1])
         if expected is not None:
             each = "the official ones" if len(set(expected.tolist())) > 1 else f"{expected[0]:,} of each"
-            verdict.check("images a class", "all equal", checks.count_problems(split, own, expected, found.class_names), each,
-                          f"{split}: images a class")
-    missing = [problem for problem in found.problems if problem.kind == "classes"]
+            verdict.check(f"{split}: images a class", "all equal",
+                          checks.count_problems(split, own, expected, found.class_names), each)
+    missing = [problem for problem in found.problems if problem.kind == EMPTY_CLASS]
     if found.has_files and "train" not in counts:
-        missing.append(Problem("classes", found.name, "there is no split train, so no class has a training image"))
+        missing.append(Problem(EMPTY_CLASS, found.name, "there is no split train, so no class has a training image"))
     elif "train" in counts:
         missing += checks.empty_classes(counts["train"], found.class_names)
-    verdict.check("classes", "none", missing, "none", "classes without a training image")
+    verdict.check(EMPTY_CLASS, "none", missing, "none")
     return counts
 
 
@@ -127,10 +135,9 @@ def check_paths(found: Inventory, verdict: Verdict) -> None:
     verdict.check("listed twice", "none", twice, "none")
     train = found.splits.get("train")
     if train is not None and len(keys) > 1:
-        verdict.check("train and evaluation", "none", [
+        verdict.check("in train and evaluation", "none", [
             problem for split, listing in found.splits.items() if split != "train"
-            for problem in checks.shared_paths(train, keys["train"], listing, keys[split])], "none",
-            "in train and in evaluation")
+            for problem in checks.shared_paths(train, keys["train"], listing, keys[split])], "none")
     folder_names = found.class_names
     if found.name == "inat18":
         folder_names = [str(k) for k in range(len(found.class_names))]
@@ -161,9 +168,9 @@ def check_content(found: Inventory, scans: dict[str, Scan], verdict: Verdict, nu
         read += len(indices)
     verdict.check("images readable", f"{read:,} decoded", problems, "all")
     if "train" in hashes and len(hashes) > 1:
-        verdict.check("train and evaluation, bytes", "none", [
+        verdict.check("same file in train and evaluation", "none", [
             problem for split, listing in found.splits.items() if split != "train" for problem in checks.shared_content(
-                found.splits["train"], hashes["train"], listing, hashes[split])], "none", "same file in train and evaluation")
+                found.splits["train"], hashes["train"], listing, hashes[split])], "none")
 
 
 def verify(found: Inventory, decode: bool = False, num_workers: int | None = None,
@@ -196,8 +203,9 @@ def overview(found: Inventory, counts: dict[str, np.ndarray]) -> list[str]:
         line = f"{split:<6} {own.sum():,} images"
         if found.name != "unlabeled" and own.any():
             most, least = int(own.argmax()), int(own.argmin())
-            line += (f" in {len(own):,} classes, from {own[most]:,} of {checks.class_place(most, found.class_names)} "
-                     f"down to {own[least]:,} of {checks.class_place(least, found.class_names)}")
+            line += f" in {len(own):,} classes, " + (f"{own[most]:,} of each" if own[most] == own[least] else (
+                f"from {own[most]:,} of {checks.class_place(most, found.class_names)} down to {own[least]:,} of "
+                f"{checks.class_place(least, found.class_names)}"))
         lines.append(line)
     train = counts.get("train")
     if found.name == "unlabeled" or train is None or not train.any():
@@ -206,7 +214,8 @@ def overview(found: Inventory, counts: dict[str, np.ndarray]) -> list[str]:
         train = longtail_counts_of(train, FACTORS[found.name], found.class_names)
         lines.append(f"       of train, --imb_factor {FACTORS[found.name]:g} (the default) draws {train.sum():,}")
     many, medium, few = (int(mask.sum()) for mask in groups(train).values())
-    return [*lines, "", f"classes by training images: {many:,} many (over 100), {medium:,} medium, {few:,} few (under 20)",
+    return [*lines, "", f"classes by training images: {many:,} many (over {MANY_ABOVE}), {medium:,} medium, {few:,} few "
+            f"(under {FEW_BELOW})",
             checks.histogram(train)]
 
 
@@ -215,7 +224,7 @@ def describe(verdict: Verdict, causes: list[str], show: int | None) -> list[str]
     lines = []
     for kind in dict.fromkeys(problem.kind for problem in verdict.problems):
         own = [problem for problem in verdict.problems if problem.kind == kind]
-        lines += ["", f"{kind}: {len(own):,} problem{'s' * (len(own) > 1)}"]
+        lines += ["", f"{kind}: {plural(len(own), 'problem')}"]
         lines += [f"  {problem.place}: {problem.words}" for problem in own[:show]]
         if show is not None and len(own) > show:
             lines.append(f"  and {len(own) - show:,} more")

@@ -6,7 +6,7 @@ import pytest
 
 from datasets.causes import CAUSES, Facts, likely_causes
 from datasets.checks import label_problems, listed_twice, path_keys, shared_paths
-from datasets.inventory import Listing
+from datasets.listing import Listing
 from datasets.paths import PathTable
 from datasets.records import OFFICIAL_SIZES, official_counts
 from datasets.scan import Hint
