@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from datasets.causes import CAUSES, Facts, likely_causes
-from datasets.checks import label_problems, listed_twice, path_keys, shared_paths
+from datasets.checks import label_problems, listed_twice, path_keys, shared_content, shared_paths
 from datasets.listing import Listing
 from datasets.paths import PathTable
 from datasets.records import OFFICIAL_SIZES, official_counts
@@ -73,6 +73,10 @@ def test_facts_that_are_right_have_no_cause():
     assert all(cause.__doc__ for cause in CAUSES) and likely_causes(Facts("folder")) == []
 
 
+def test_counts_that_are_simply_others_are_no_order():
+    assert likely_causes(Facts("inat18", {"train": np.arange(1, len(INAT) + 1)})) == []
+
+
 def test_one_image_more_or_less_does_not_hide_the_order():
     counts = INAT[STRING_ORDER]
     counts[7] -= 1
@@ -131,12 +135,20 @@ def test_labels_in_another_order_are_one_problem():
     [*folder("images", 0, 97), *((f"images/{i}.png", 1) for i in range(3))],                              # one folder for all
     [*folder("cam1", 0, 9), *((f"cam1/{i}.png", 1) for i in range(3)), *folder("cam2", 1, 8), ("cam2/a", 0)],  # by camera
     [*folder("cat_in", 0, 9), *folder("cat_out", 0, 4), *folder("dog", 1, 8)],                            # two folders a class
-    [*folder("train", 0, 9), ("train/a", 1), *folder("val", 1, 9)]])                                      # splits, not classes
+    [*folder("train", 0, 9), ("train/a", 1), *folder("val", 1, 9)],                                       # splits, not classes
+    [*folder("train", 0, 20), ("train/a", 1), *folder("train/cat", 1, 9)]])                               # the rest beside
 def test_folders_that_are_not_those_of_classes_are_no_problem(lines):
     assert label_problems({"train": listing("train", lines)}, ["cat", "dog"], ["cat", "dog"])[0] == []
 
 
-def test_paths_are_compared_whatever_their_hashes(monkeypatch):
+def test_files_that_were_not_read_are_not_the_same():
+    train, test = listing("train", [("a/1", 0), ("a/2", 0)]), listing("test", [("b/1", 0), ("b/2", 0)])
+    problems = shared_content(train, np.array([0, 7], dtype=np.uint64), test, np.array([7, 0], dtype=np.uint64))
+    assert [(problem.place, problem.words) for problem in problems] == [
+        ("test.txt:1", "b/1 has the same bytes as the training image a/2 (train.txt:2)")]
+
+
+def test_paths_are_compared_whatever_their_hashes():
     train = listing("train", [("a/1", 0), ("a/2", 0), ("a//1", 0), ("./a/1", 1)])
     test = listing("test", [("a/./2", 0), ("a/3", 0)])
     twice = listed_twice(train, path_keys(train))

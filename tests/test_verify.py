@@ -113,6 +113,20 @@ def test_all_labels_in_another_order(tree):
                                     "classes): prepare the data set again from the official lists"]
 
 
+def test_the_folders_of_inat18_are_its_labels(tree):
+    lines = [(f"train_val2018/Plantae/{k}/{i}.jpg", k) for k in (0, 1, 2) for i in range(9)]
+    for path, _ in lines:
+        (tree.root / path).parent.mkdir(parents=True, exist_ok=True)
+        (tree.root / path).touch()
+    labels = np.array([{1: 2, 2: 1}.get(label, label) for _, label in lines])  # two whole classes swapped
+    write_prepared(tree.out, "inat18", tree.root, ["Abies alba", "Acer rubrum", "Betula nigra"], "category_id",
+                   {"train": Split([path for path, _ in lines], labels, "made up")})
+    _, text, rows = tree.run(name="inat18")
+    assert rows["labels and folders"][1:] == ("1 problem", "WRONG")
+    assert ("train.txt:10: label 2 (Betula nigra), but train_val2018/Plantae/1/0.jpg lies in the folder of class 1 (Acer "
+            "rubrum), and so it is with 18 of 27 lines") in text
+
+
 def test_a_class_that_is_dropped(tree):
     tree.train = [line for line in tree.train if line[1] != 2]
     problems, wrong = tree.prepare().wrong()

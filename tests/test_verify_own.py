@@ -36,7 +36,10 @@ def lists(tree):
 def test_lists_of_ones_own(lists):
     code, _, rows = lists.run("--decode", "--num_workers", 0)
     assert code == 0 and rows["labels and folders"][1] == "27 lines agree" and rows["images readable"][1] == "39 decoded"
-    text = (lists.root / "train.csv").read_text().replace(f"{WNIDS[1]}_5.JPEG,1", f"{WNIDS[1]}_5.JPEG,2")
+    first = f"train/{WNIDS[0]}/{WNIDS[0]}_0.JPEG"
+    (lists.root / first).rename(lists.root / "first.JPEG")  # it lies in no folder at all
+    text = (lists.root / "train.csv").read_text().replace(first, "first.JPEG")
+    text = text.replace(f"{WNIDS[1]}_5.JPEG,1", f"{WNIDS[1]}_5.JPEG,2")
     (lists.root / "train.csv").write_text(text)
     assert lists.wrong() == ([f"train.csv:19: label 2, but train/{WNIDS[1]}/{WNIDS[1]}_5.JPEG lies in the folder of class 1"],
                              ["labels and folders"])
