@@ -136,7 +136,8 @@ def test_labels_in_another_order_are_one_problem():
     [*folder("cam1", 0, 9), *((f"cam1/{i}.png", 1) for i in range(3)), *folder("cam2", 1, 8), ("cam2/a", 0)],  # by camera
     [*folder("cat_in", 0, 9), *folder("cat_out", 0, 4), *folder("dog", 1, 8)],                            # two folders a class
     [*folder("train", 0, 9), ("train/a", 1), *folder("val", 1, 9)],                                       # splits, not classes
-    [*folder("train", 0, 20), ("train/a", 1), *folder("train/cat", 1, 9)]])                               # the rest beside
+    [*folder("train", 0, 20), ("train/a", 1), *folder("train/cat", 1, 9)],                                # the rest beside
+    [("x/1", 0), ("x/2", 1), *folder("y", 0, 19)]])                                                       # half and half
 def test_folders_that_are_not_those_of_classes_are_no_problem(lines):
     assert label_problems({"train": listing("train", lines)}, ["cat", "dog"], ["cat", "dog"])[0] == []
 

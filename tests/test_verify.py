@@ -42,7 +42,7 @@ def test_a_tree_that_is_right(tree):
 
 def test_files_that_are_not_there(tree):
     (tree.root / tree.train[13][0]).unlink()
-    (tree.root / tree.test[4][0]).rename(tree.root / "val" / "ilsvrc2012_val_00000004.jpg")
+    (tree.root / tree.test[4][0]).rename(tree.root / "val" / "ILSVRC2012_VAL_00000004.jpg")
     (tree.root / tree.test[5][0]).unlink()
     (tree.root / tree.test[5][0]).mkdir()
     problems, wrong = tree.prepare().wrong()
@@ -50,7 +50,7 @@ def test_files_that_are_not_there(tree):
                         f"test.txt:6: {tree.test[5][0]} is no file but a folder or a device"]
     assert wrong == ["files"]
     assert cause(tree.run()[1]) == [
-        "the files are called otherwise than in the list, such as ilsvrc2012_val_00000004.jpg where the list has "
+        "the files are called otherwise than in the list, such as ILSVRC2012_VAL_00000004.jpg where the list has "
         "val/ILSVRC2012_val_00000004.JPEG: write the names into the list as they are"]
 
 

@@ -127,6 +127,12 @@ def test_cifar(tree, tmp_path, monkeypatch):
         file.write(b"x")
     problems, wrong = tree.wrong(**where)
     assert problems[0].startswith("cifar-100-python/test: is damaged, its MD5 is not ") and wrong[-1] == "files"
+    with open(base / "train", "ab") as file:
+        file.write(b"x")
+    (base / "meta").unlink()
+    problems, _ = tree.wrong(**where)
+    assert [problem.partition(":")[0] for problem in problems] == [
+        "cifar-100-python/train", "cifar-100-python/test", "cifar-100-python/meta"]
     base.rename(folder / "cifar-10-batches-py")
     _, text, _ = tree.run(**where)
     assert cause(text) == ["this is the folder of cifar10_lt"]
