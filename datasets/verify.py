@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datasets import DATASETS, FACTORS, checks, records
+from datasets import FACTORS, checks, records
 from datasets.causes import PLACES_STANDARD_MOST, Facts, likely_causes
 from datasets.imageset import FileImages, Record
-from datasets.inventory import Inventory, take_inventory
+from datasets.inventory import READERS, Inventory, take_inventory
 from datasets.listing import EMPTY_CLASS, Problem
 from datasets.longtail import longtail_counts_of
 from datasets.parallel import CHUNK, over_chunks
@@ -265,7 +265,7 @@ def main(args) -> int:
 def get_args_parser() -> Parser:
     """Flags of the command."""
     parser = Parser("whether a data set is right, and what is wrong with it")
-    parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(DATASETS)}")
+    parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(READERS)}")
     parser.add_argument("--data_path", metavar="DIR", help="where it is, as for training")
     parser.add_argument("--decode", action="store_true", help="read and decode every image too")
     parser.add_argument("--num_workers", type=int, metavar="N", help="processes that decode (one a core by default, 0: none)")
