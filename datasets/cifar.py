@@ -35,3 +35,12 @@ def cifar_images(name: str, data_path: str | Path | None, split: str, record: Re
 def download(name: str, out: str | Path) -> None:
     """Fetch the official files into `out`, or check those that are there."""
     CLASSES[name](str(out), train=True, download=True)
+
+
+def official_files(name: str) -> dict[str, str]:
+    """MD5 (32 hex digits) of every official file of `name` by its path below --data_path; empty for a set that is no CIFAR."""
+    if name not in CLASSES:
+        return {}
+    kind = CLASSES[name]
+    files = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
+    return {f"{kind.base_folder}/{file}": md5 for file, md5 in files}
