@@ -33,8 +33,14 @@ def cifar_images(name: str, data_path: str | Path | None, split: str, record: Re
 
 
 def download(name: str, out: str | Path) -> None:
-    """Fetch the official files into `out`, or check those that are there."""
-    CLASSES[name](str(out), train=True, download=True)
+    """Fetch the official files into `out`, or check those that are there. ValueError where neither can be done."""
+    kind = CLASSES[name]
+    try:
+        kind(str(out), train=True, download=True)
+    except (OSError, RuntimeError, EOFError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"cannot fetch {kind.url} ({reason}): put that file into {printable(out)}, from a machine with "
+                         "network, and give the same command again") from None
 
 
 def official_files(name: str) -> dict[str, str]:

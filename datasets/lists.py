@@ -66,7 +66,7 @@ def read_text(path: Path) -> bytes:
 
 def word_rows(path, data: bytes, report) -> Iterator[tuple[int, bytes, bytes]]:
     """Lines `relative/path label`."""
-    for number, line in enumerate(data.split(b"\n"), 1):
+    for number, line in enumerate(io.BytesIO(data), 1):
         words = line.strip().rsplit(None, 1)
         if len(words) == 2:
             yield number, *words

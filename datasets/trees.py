@@ -1,0 +1,202 @@
+"""Where the images of a list lie in a tree that has other folders than the list's author had."""
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from datasets.classes import WNID
+from datasets.folder import image_files
+from datasets.paths import printable
+from datasets.sources import Listing
+from util.run import progress
+
+DEPTH = 4           # ILSVRC/Data/CLS-LOC/train
+MOST_BELOW = 64     # a folder of more folders than that holds classes; what is in these, no search needs to see
+MOST_FOLDERS = 10_000
+SAMPLE = 64
+PROBES = 8
+
+
+class Reading(NamedTuple):
+    """One way to read the paths of a list: tail(name, label) is a path below some folder of the tree."""
+
+    changes: bool  # ways that change nothing go first
+    tail: Callable[[bytes, int], bytes]
+
+
+class Candidate(NamedTuple):
+    """A reading below one folder of the tree (b"" for its root), with the paths of the sampled images."""
+
+    rank: tuple[int, bool]
+    prefix: bytes
+    tail: Callable[[bytes, int], bytes]
+    hits: int
+    sample: tuple[bytes, ...]
+
+
+def folders_below(root: Path) -> dict[bytes, set[bytes]]:
+    """{folder relative to root: names of the folders in it} of the folders that may hold classes, down to DEPTH.
+
+    Folders of classes are not entered, nor those of one letter that Places365 sorts its classes into.
+    """
+    tree, queue = {}, [b""]
+    while queue:
+        folder = queue.pop()
+        with os.scandir(join(os.fsencode(root), folder)) as entries:
+            below = {entry.name for entry in entries if not entry.name.startswith(b".") and entry.is_dir()}
+        tree[folder] = below
+        if len(tree) > MOST_FOLDERS:
+            raise ValueError(f"--source {printable(root)} holds more than {MOST_FOLDERS:,} folders: name the data set's own")
+        if len(below) <= MOST_BELOW and (folder.count(b"/") + 1 < DEPTH or not folder):
+            queue += [join(folder, name) for name in sorted(below, reverse=True) if len(name) > 1]
+    return tree
+
+
+def join(*parts: bytes) -> bytes:
+    """A path out of parts, of which some may be empty."""
+    return b"/".join(part for part in parts if part)
+
+
+def readings(listing: Listing, classes: list[bytes] | None,
+             spellings: tuple[Callable[[bytes], bytes], ...]) -> Iterator[Reading]:
+    """Ways to read a list's paths: without leading folders, in the class folder of the label, or without any.
+
+    A file name alone is a way only where it is unique within the list: in Places every class has a 00004851.jpg.
+    """
+    for drop in range(max(1, min(name.count(b"/") for name in listing.names))):
+        yield Reading(drop > 0, lambda name, _, drop=drop: name.split(b"/", drop)[drop])
+    for spelling in spellings if classes else ():
+        folders = [spelling(name) + b"/" for name in classes]
+        yield Reading(True, lambda name, label, folders=folders: folders[label] + base(name))
+    if len({base(name) for name in listing.names}) == len(set(listing.names)):
+        yield Reading(True, lambda name, _: base(name))
+
+
+def base(name: bytes) -> bytes:
+    """The last part of a path."""
+    return name.rpartition(b"/")[2]
+
+
+def find_images(listing: Listing, root: Path, tree: dict[bytes, set[bytes]], classes: list[bytes] | None,
+                spellings: tuple[Callable[[bytes], bytes], ...]) -> list[bytes]:
+    """Paths (N,) below root of the images of a list, all by one rule: a reading of its paths below one folder of the tree.
+
+    The rule is the one that leads to the most of a sample, and is then held against every line. classes: class folders in
+    label order, if known. tree: as `folders_below`. ValueError where no rule leads to a file, two rules to different
+    files, or one line to none (naming it, and how many there are), or two lines to one file.
+    """
+    encoded, labels = os.fsencode(root), listing.labels.tolist()
+    places = np.unique(np.linspace(0, len(labels) - 1, SAMPLE).astype(int)).tolist()
+    found = [candidate for reading in readings(listing, classes, spellings)
+             for candidate in try_reading(reading, [(listing.names[i], labels[i]) for i in places], encoded, tree)]
+    best = max((candidate.hits for candidate in found), default=0)
+    if not best:
+        raise ValueError(f"{listing.where(0)}: no file {printable(listing.names[0])} below {printable(root)}, nor one for any "
+                         "other line that was tried, as it stands, with other leading folders, with or without class folders: "
+                         "name the folder that holds the data set's images with --source")
+    chosen = choose(listing, encoded, [candidate for candidate in found if candidate.hits == best])
+    paths = [join(chosen.prefix, chosen.tail(name, label)) for name, label in zip(listing.names, labels, strict=True)]
+    check_files(listing, root, paths)
+    return paths
+
+
+def try_reading(reading: Reading, sample: list[tuple[bytes, int]], root: bytes,
+                tree: dict[bytes, set[bytes]]) -> Iterator[Candidate]:
+    """The folders of the tree below which a reading leads to files."""
+    tails = [reading.tail(name, label) for name, label in sample]
+    probes = range(0, len(tails), max(1, len(tails) // PROBES))
+    for prefix, below in tree.items():
+        # Most folders are ruled out by their names, without a look at the disk.
+        if all(b"/" in tails[i] and tails[i].partition(b"/")[0] not in below for i in probes):
+            continue
+        paths = tuple(join(prefix, tail) for tail in tails)
+        if any(os.path.isfile(join(root, paths[i])) for i in probes):
+            hits = sum(os.path.isfile(join(root, path)) for path in paths)
+            yield Candidate((reading.changes, prefix != b""), prefix, reading.tail, hits, paths)
+
+
+def choose(listing: Listing, root: bytes, candidates: list[Candidate]) -> Candidate:
+    """The candidate that changes least. ValueError where there are several, unless they lead to the same files."""
+    least = min(candidate.rank for candidate in candidates)
+    by_files = {}
+    for candidate in candidates:
+        if candidate.rank == least:
+            by_files.setdefault(tuple(os.path.realpath(join(root, path)) for path in candidate.sample), candidate)
+    if len(by_files) > 1:
+        first, second = (printable(candidate.sample[0]) for candidate in list(by_files.values())[:2])
+        raise ValueError(f"{listing.where(0)}: {printable(listing.names[0])} may be {first} or {second} below "
+                         f"{printable(root)}: name as --source a folder that holds one of them (it may be one of links)")
+    return next(iter(by_files.values()))
+
+
+def check_files(listing: Listing, root: Path, paths: list[bytes]) -> None:
+    """ValueError for lines that lead to no file, or to the same, by one look into every folder."""
+    by_folder = defaultdict(dict)
+    for index, path in enumerate(paths):
+        folder, _, name = path.rpartition(b"/")
+        other = by_folder[folder].setdefault(name, index)
+        if listing.names[other] != listing.names[index]:
+            raise ValueError(f"{listing.where(index)}: {printable(listing.names[index])} and {printable(listing.names[other])} "
+                             f"({listing.where(other)}) would both be {printable(path)} below {printable(root)}: the folders "
+                             "of the tree do not tell them apart")
+    missing = []
+    for folder, wanted in progress(by_folder.items(), len(by_folder), f"folders of {listing.path.name}"):
+        try:
+            with os.scandir(join(os.fsencode(root), folder)) as entries:
+                for entry in entries:
+                    if entry.name in wanted and entry.is_file():
+                        del wanted[entry.name]
+        except FileNotFoundError:
+            pass  # all of its images are missing
+        missing += wanted.values()
+    if missing:
+        first = min(missing)
+        raise ValueError(f"{listing.where(first)}: no file {printable(paths[first])} below {printable(root)} (from "
+                         f"{printable(listing.names[first])}); {len(missing):,} of {len(paths):,} lines lead to no file: "
+                         "unpack the images again, or take the list that fits")
+
+
+def class_tree(root: Path, tree: dict[bytes, set[bytes]], split: str) -> bytes | None:
+    """The folder named `split` that holds folders of images named by wnid; None without one, ValueError with several.
+
+    Kaggle's Annotations have such folders too, of another kind of file.
+    """
+    there = {}
+    for folder, below in sorted(tree.items(), key=lambda item: (item[0].count(b"/"), item[0])):
+        first = min(filter(WNID.fullmatch, below), default=None) if base(folder) == split.encode() else None
+        if first is not None and any(image_files(root / os.fsdecode(join(folder, first)))):
+            there.setdefault(os.path.realpath(join(os.fsencode(root), folder)), folder)
+    if len(there) > 1:
+        several = ", ".join(map(printable, there.values()))
+        raise ValueError(f"{printable(root)} has several folders {split} of wnids ({several}): name as --source one that holds "
+                         "the original")
+    return next(iter(there.values()), None)
+
+
+def read_class_tree(root: Path, folder: bytes, below: set[bytes],
+                    wnids: list[bytes] | None = None) -> tuple[list[bytes], np.ndarray, list[bytes]]:
+    """Images of folder/<wnid>/*, sorted by wnid and name: paths below root, labels (N,), and the wnids in label order.
+
+    wnids: those that have to be there. ValueError for other folders, and for a class without an image.
+    """
+    where = printable(join(os.fsencode(root), folder))
+    strange = sorted(name for name in below if not WNID.fullmatch(name))
+    if strange:
+        raise ValueError(f"{where} holds the folder {printable(strange[0])}, which is no wnid (n and 8 digits): take it out")
+    names = sorted(below)
+    if wnids is not None and names != wnids:
+        wrong = sorted(set(names) ^ set(wnids))[0]
+        raise ValueError(f"{where} {'has' if wrong in below else 'lacks'} the class {printable(wrong)}, unlike train: unpack "
+                         "both again")
+    paths, counts = [], []
+    for name in progress(names, len(names), f"folders of {printable(folder)}"):
+        images = image_files(root / os.fsdecode(join(folder, name)))
+        files = sorted(os.fsencode(entry.name) for entry in images)
+        if not files:
+            raise ValueError(f"{where}/{printable(name)} holds no image: unpack it again")
+        paths += [join(folder, name, file) for file in files]
+        counts.append(len(files))
+    return paths, np.repeat(np.arange(len(names)), counts), names
