@@ -53,6 +53,9 @@ class Inventory:
 
 def take_inventory(name: str, data_path: str | None) -> Inventory:
     """Read data set `name` of DATASETS. ValueError where there is nothing of it at data_path to be looked at."""
+    if name == "shards":
+        raise ValueError("shards are checked as they are read (keys, numbers, sizes): verify the data set that they were "
+                         "packed from")
     if name not in READERS:
         raise ValueError(f"unknown data set {name!r}; known: {', '.join(READERS)}")
     if (data_path is None) != (name == "embedded"):

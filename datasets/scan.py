@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from datasets.imageset import FileImages, UnreadableImage
+from datasets.decode import UnreadableImage
+from datasets.imageset import FileImages
 from datasets.listing import Listing, Problem
 from datasets.paths import printable
 

@@ -112,7 +112,7 @@ def test_another_split(tmp_path):
     (["folder", "--data_path", "DIR", "--num_workers", "-2"], "--num_workers must not be negative: -2"),
     (["folder", "--data_path", "DIR", "--split", "val"], "has no folder val/"),
     (["embedded", "--gray"], "--gray converts image files as they are read, and embedded is in memory"),
-    (["unlabeled", "--data_path", "BAD", "--num_workers", "2"], "bad.png (cannot identify image file"),
+    (["unlabeled", "--data_path", "BAD", "--num_workers", "2"], "bad.png (no image that Pillow knows)"),
     (["unlabeled", "--data_path", "BLACK", "--num_workers", "0"], "its pixels are all alike")])
 def test_a_mistake_is_one_line_and_exit_code_2(pictures, tmp_path, monkeypatch, capsys, flags, words):
     for folder in ("BAD", "BLACK"):

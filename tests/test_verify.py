@@ -159,7 +159,7 @@ def test_what_only_decoding_finds(tree):
     assert tree.prepare().run()[0] == 0
     problems, wrong = tree.wrong("--decode", "--num_workers", 1)
     assert re.match(rf"train.txt:5: cannot read the image {cut} .*truncated.*: replace it", problems[0])
-    assert re.match(rf"train.txt:12: cannot read the image {text} .*cannot identify.*: replace it", problems[1])
+    assert re.match(rf"train.txt:12: cannot read the image {text} .*no image that Pillow knows.*: replace it", problems[1])
     assert problems[2:] == [f"test.txt:3: {empty} is an empty file (0 bytes)",
                             f"test.txt:10: {tree.test[9][0]} has the same bytes as the training image {tree.train[15][0]} "
                             "(train.txt:16)"]
@@ -232,11 +232,12 @@ def test_places_folders_that_are_too_full(tree, monkeypatch):
 
 
 def test_every_data_set_can_be_verified():
-    assert list(inventory.READERS) == list(DATASETS)
+    assert [*inventory.READERS, "shards"] == list(DATASETS)
 
 
 @pytest.mark.parametrize(("flags", "words"), [
     (["imagenet"], "unknown data set 'imagenet'; known: embedded, cifar10_lt"),
+    (["shards"], "shards are checked as they are read"),
     (["places_lt"], "places_lt needs --data_path DIR: "),
     (["embedded", "--data_path", "x"], "embedded ships with the project: leave out --data_path"),
     (["folder", "--data_path", "nowhere"], "--data_path nowhere is no folder"),
