@@ -61,16 +61,20 @@ class Steps:
 
 
 class RandomResizedCrop:
-    """torchvision's, with its draws, but without the cost of a v2 transform around them (a tenth of a sample's time)."""
+    """torchvision's, with its draws, but without the cost of a v2 transform around them (a tenth of a sample's time).
+
+    A crop that reaches beyond twice the output is not decoded at reduced scale (Pillow's draft): it would take a fifth to
+    a third off the time of such files, and the pictures would differ by 1.6 to 1.8 of 255 in the mean instead of 0.02.
+    """
 
     def __init__(self, size: tuple[int, int], scale: tuple[float, float]):
         self.size, self.draw = list(size), v2.RandomResizedCrop(size, scale=scale).make_params
 
     def __call__(self, image: Picture) -> Picture:
-        box = self.draw([image])
+        top, left, height, width = map(self.draw([image]).get, ("top", "left", "height", "width"))
         if isinstance(image, Image.Image):
-            return F.resized_crop(image, **box, size=self.size, interpolation=BICUBIC)
-        return F.resize(channels_last(F.crop(image, **box)), self.size, BICUBIC)
+            return F.resized_crop(image, top, left, height, width, self.size, BICUBIC)
+        return F.resize(channels_last(image[:, top:top + height, left:left + width]), self.size, BICUBIC)
 
 
 class RandomFlip:
@@ -83,7 +87,7 @@ class RandomFlip:
         if torch.rand(1).item() >= self.p:
             return image
         # Torch flips rows that lie in one piece many times faster.
-        return F.horizontal_flip(image if isinstance(image, Image.Image) else image.contiguous())
+        return F.horizontal_flip(image) if isinstance(image, Image.Image) else image.contiguous().flip(-1)
 
 
 def train_crop(kind: str, size: tuple[int, int], scale: tuple[float, float]) -> list[Callable]:

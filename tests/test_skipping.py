@@ -60,6 +60,8 @@ def test_one_more_than_allowed_is_refused_and_the_same_one_counts_once(damaged):
                        r"train/elk/04.png \(the file is empty\), before it train/cat/03.png, train/cat/04.png: repair"):
         images.pixels(place(images, "elk/04.png"))
     assert len(images.unreadable) == 2
+    images._count(place(images, "cat/03.png"), UnreadableImage("", "two processes read it at once"))
+    assert len(images.unreadable) == 2
 
 
 def test_a_class_without_a_readable_image_is_named(damaged):
