@@ -17,10 +17,10 @@ READY := $(VENV)/.installed
 READY_DEV := $(VENV)/.installed-dev
 endif
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test test-large lint clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 	@echo "  PYTHON=python3.12 chooses the interpreter; VENV= (empty) uses it as it is, without installing anything"
 
 demo: $(READY)  ## both stages on real images, two losses, a table and pictures (about 7 minutes on two cores)
@@ -28,6 +28,9 @@ demo: $(READY)  ## both stages on real images, two losses, a table and pictures 
 
 test: $(READY_DEV)  ## the tests (TESTS="tests/test_lr.py -k cosine" for some of them)
 	$(RUN) -m pytest $(TESTS)
+
+test-large: $(READY_DEV)  ## the tests of official-size lists: minutes, half a million small files in TMPDIR
+	$(RUN) -m pytest -m large -s $(TESTS)
 
 lint: $(READY_DEV)  ## ruff
 	$(RUN) -m ruff check .

@@ -85,13 +85,15 @@ def classes_in(listing: Listing, rule: ClassRule) -> dict[int, tuple[bytes, int]
     """
     folders = [name.rpartition(b"/")[0] for name in listing.names]
     # Images of one folder and label are alike, so each such pair is looked at once.
-    pairs = {pair: index for index, pair in reversed(list(enumerate(zip(folders, listing.labels.tolist(), strict=True))))}
+    pairs: dict[tuple[bytes, int], int] = {}
+    for index, pair in enumerate(zip(folders, listing.labels.tolist(), strict=True)):
+        pairs.setdefault(pair, index)
     class_of = rule.class_of(dict.fromkeys(folders))
     if not any(class_of.values()):
         return None
     of_label: dict[int, tuple[bytes, int]] = {}
     of_class: dict[bytes, tuple[int, int]] = {}
-    for (folder, label), index in sorted(pairs.items(), key=lambda item: item[1]):
+    for (folder, label), index in pairs.items():
         name = class_of[folder]
         if name is None:
             raise ValueError(f"{listing.where(index)}: {printable(listing.names[index])} is in no class folder, unlike others "

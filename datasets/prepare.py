@@ -54,7 +54,7 @@ def _split(listing: Listing, source: Path, tree: dict, folders: list[bytes] | No
     return Split(paths, listing.labels, words)
 
 
-def prepare_tree(name: str, source: Path, given: list[Path], out: Path, per_class: int | None, data_seed: int) -> dict:
+def prepare_tree(name: str, source: Path, given: list[Path], out: Path, per_class: int, data_seed: int) -> dict:
     """imagenet_1k, and imagenet_bal: the tree train/<wnid>/*, or a draw of per_class images of each class of it.
 
     The test images are ILSVRC2012's validation images: val/<wnid>/*, or a flat folder with their labels in a file.

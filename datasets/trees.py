@@ -84,20 +84,19 @@ def find_images(listing: Listing, root: Path, tree: dict[bytes, set[bytes]], cla
                 spellings: tuple[Callable[[bytes], bytes], ...]) -> list[bytes]:
     """Paths (N,) below root of the images of a list, all by one rule: a reading of its paths below one folder of the tree.
 
-    The rule is the one that leads to the most of a sample, and is then held against every line. classes: class folders in
-    label order, if known. tree: as `folders_below`. ValueError where no rule leads to a file, two rules to different
-    files, or one line to none (naming it, and how many there are), or two lines to one file.
+    The rule is found on a sample (see `choose`) and then held against every line. classes: class folders in label order,
+    if known. tree: as `folders_below`. ValueError where no rule leads to a file, two rules to different files, one line to
+    none (naming it, and how many there are), or two lines to one file.
     """
     encoded, labels = os.fsencode(root), listing.labels.tolist()
     places = np.unique(np.linspace(0, len(labels) - 1, SAMPLE).astype(int)).tolist()
     found = [candidate for reading in readings(listing, classes, spellings)
              for candidate in try_reading(reading, [(listing.names[i], labels[i]) for i in places], encoded, tree)]
-    best = max((candidate.hits for candidate in found), default=0)
-    if not best:
+    if not found:
         raise ValueError(f"{listing.where(0)}: no file {printable(listing.names[0])} below {printable(root)}, nor one for any "
                          "other line that was tried, as it stands, with other leading folders, with or without class folders: "
                          "name the folder that holds the data set's images with --source")
-    chosen = choose(listing, encoded, [candidate for candidate in found if candidate.hits == best])
+    chosen = choose(listing, encoded, found)
     paths = [join(chosen.prefix, chosen.tail(name, label)) for name, label in zip(listing.names, labels, strict=True)]
     check_files(listing, root, paths)
     return paths
@@ -119,10 +118,16 @@ def try_reading(reading: Reading, sample: list[tuple[bytes, int]], root: bytes,
 
 
 def choose(listing: Listing, root: bytes, candidates: list[Candidate]) -> Candidate:
-    """The candidate that changes least. ValueError where there are several, unless they lead to the same files."""
-    least = min(candidate.rank for candidate in candidates)
+    """The candidate that changes the list's paths least, of those that lead to files about as often as the best.
+
+    A tree that lacks a few images so stays the one that the list names, beside a whole copy of another size. ValueError
+    where several change as little, unless they lead to the same files.
+    """
+    best = max(candidate.hits for candidate in candidates)
+    likely = [candidate for candidate in candidates if candidate.hits > best / 2]
+    least = min(candidate.rank for candidate in likely)
     by_files = {}
-    for candidate in candidates:
+    for candidate in likely:
         if candidate.rank == least:
             by_files.setdefault(tuple(os.path.realpath(join(root, path)) for path in candidate.sample), candidate)
     if len(by_files) > 1:
@@ -149,7 +154,7 @@ def check_files(listing: Listing, root: Path, paths: list[bytes]) -> None:
                 for entry in entries:
                     if entry.name in wanted and entry.is_file():
                         del wanted[entry.name]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             pass  # all of its images are missing
         missing += wanted.values()
     if missing:

@@ -131,10 +131,11 @@ def write_lists(name: str, form: str, made: Made, split: str, entries: list) -> 
 
 
 def annotations(classes: list[str], entries: list) -> dict:
-    """With the fields of the official files; categories and annotations are in other orders than the images."""
+    """With the fields of the official files; ids, categories and annotations are in other orders than the images."""
+    ids = [610_639 * (i + 1) % 1_000_003 for i in range(len(entries))]
     images = [{"license": 3, "file_name": _path("inat", "", classes[label], origin, file), "rights_holder": f"holder of {file}",
-               "height": 600, "width": 800, "id": 7 * i + 3} for i, (origin, label, file) in enumerate(entries)]
-    of_image = [{"id": 7 * i + 3, "image_id": 7 * i + 3, "category_id": entry[1]} for i, entry in enumerate(entries)]
+               "height": 600, "width": 800, "id": i} for i, (origin, label, file) in zip(ids, entries, strict=True)]
+    of_image = [{"id": i, "image_id": i, "category_id": entry[1]} for i, entry in zip(ids, entries, strict=True)]
     categories = [{"id": i, "name": f"Genus species{i}", "supercategory": kingdom(i)} for i in range(len(classes))]
     return {"info": {"year": 2018}, "licenses": [{"id": 3, "name": "CC", "url": ""}], "images": images,
             "annotations": of_image[::-1], "categories": categories[::-1]}

@@ -104,6 +104,17 @@ def test_lists_are_found_in_the_source_and_may_have_names_of_their_own(tmp_path)
             tmp_path / "c", lists=False)
 
 
+@pytest.mark.parametrize("lists", ["", "json"])
+def test_inat_calls_its_test_images_val(tmp_path, lists):
+    made = build("inat", tmp_path, lists=lists)
+    train, val = sorted(made.lists.iterdir())
+    prepare("inat18", made, tmp_path / "a", "--lists", val, train, lists=False)
+    assert prepared("inat18", tmp_path / "a", "test", made.source) == made.labels["test"]
+    val.rename(made.lists / "iNaturalist18_test.txt")
+    refused("iNaturalist18_test.txt: the name does not say .* iNaturalist18_train.txt, iNaturalist18_val.txt", "inat18", made,
+            tmp_path / "b", "--lists", train, made.lists / "iNaturalist18_test.txt", lists=False)
+
+
 def test_what_decided_is_written_down(tmp_path):
     made = build("places", tmp_path, tree="flat", lists="data_256")
     record = prepare("places_lt", made, tmp_path / "out")
@@ -120,6 +131,10 @@ def test_a_line_without_a_file_is_named_and_counted(tmp_path):
     name = lines[17].split()[0]
     refused(f"ImageNet_LT_train.txt:18: no file {name} below .* 3 of 240 lines lead to no file", "imagenet_lt", made,
             tmp_path / "out")
+    path = made.lists / "ImageNet_LT_train.txt"
+    path.write_text("\n\n" + path.read_text())
+    refused(f"ImageNet_LT_train.txt:20: no file {name}", "imagenet_lt", made, tmp_path / "out")
+    path.write_text(path.read_text().strip())
     os.symlink("nowhere", made.source / name)
     refused("ImageNet_LT_train.txt:18: .* 3 of 240", "imagenet_lt", made, tmp_path / "out")
     os.remove(made.source / name)
@@ -168,8 +183,11 @@ def test_the_tree_that_the_list_names_goes_before_others(tmp_path):
         other = made.source / "data_large" / file.relative_to(made.source / "data_256")
         other.parent.mkdir(parents=True, exist_ok=True)
         other.write_bytes(b"large")
-    prepare("places_lt", made, tmp_path / "out")
-    assert prepared("places_lt", tmp_path / "out", "train", made.source) == made.labels["train"]
+    prepare("places_lt", made, tmp_path / "a")
+    assert prepared("places_lt", tmp_path / "a", "train", made.source) == made.labels["train"]
+    # Even where an image is missing: another size is no replacement.
+    (made.source / list(made.labels["train"])[3]).unlink()
+    refused(r"train.txt:4: no file data_256/\S+ .*; 1 of 14 lines lead to no file", "places_lt", made, tmp_path / "b")
 
 
 def first_line_of(path, label):
@@ -248,7 +266,7 @@ def test_inat_names_are_ids_where_the_categories_have_none_or_share_them(tmp_pat
     (lambda c: c["images"][3].update(file_name=None), r"images\[3\] needs file_name and id"),
     (lambda c: c["images"][3].update(file_name="train_val2018/../x.jpg"), r"images\[3\]: train_val2018/../x.jpg leads out"),
     (lambda c: c["images"][3].update(file_name="/x.jpg"), r"images\[3\]: /x.jpg is absolute"),
-    (lambda c: c["images"][3].update(id=c["images"][1]["id"]), r"images\[3\] has the id 10 of another image"),
+    (lambda c: c["images"][3].update(id=c["images"][1]["id"]), r"images\[[13]\] has the id \d+ of another image"),
     (lambda c: c["images"][3].update(id=2**70), "images have ids beyond 64 bits"),
     (lambda c: c["annotations"][2].update(image_id=1), r"annotations\[2\] has an image_id that no image has"),
     (lambda c: c["annotations"][2].update(category_id=4), r"annotations\[2\] has a category_id outside 0 to 3"),
