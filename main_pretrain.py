@@ -24,7 +24,7 @@ from util.args import (
 from util.lr import param_groups
 from util.run import RunFolder, say
 from util.seed import derive_seed, seeded
-from util.setup import Session, build_training, describe, load_images, place, plan_steps, set_up
+from util.setup import Session, build_training, describe, load_images, may_skip, place, plan_steps, resolved, set_up
 
 BLR = 1.5e-4  # the paper's and MAE's, at 256 images
 
@@ -81,17 +81,17 @@ def show_reconstructions(model, images: ImageSet, normalize: Normalize, args, ru
 def main(args) -> dict:
     """Run stage 1; returns the last epoch's record."""
     machine = set_up(args)
-    images = load_images(args, "train")
+    images = may_skip(args, load_images(args, "train"))
     normalize = Normalize(images.record, machine.device)
     plan = plan_steps(args, len(images))
     loader = train_loader(images, as_pair(args.input_size), args.batch_size, args.seed, args.train_crop, tuple(args.scale),
-                          args.hflip, None, args.num_workers, machine.device)
+                          args.hflip, None, args.num_workers, machine.device, loader=args.loader)
 
     model = place(build_model(args, images.record.channels), machine)
     stepper, schedule = build_training(args, model, param_groups(model, args.weight_decay), plan, machine, BLR)
 
     run = RunFolder(args.output_dir or "output_dir")
-    settings = dict(vars(args))
+    settings = resolved(args, images)
     state, words = run.find_start("pretrain", settings, args.resume)
     session = Session("pretrain", settings, run, model, stepper, images)
     first = session.restore(state)
@@ -102,7 +102,7 @@ def main(args) -> dict:
     for epoch in range(first, args.epochs):
         record = train_one_epoch(model, loader, normalize, stepper, plan, schedule, epoch, args.mask_ratio,
                                  args.seed, args.log_every)
-        run.log(record)
+        run.log({**record, **run.log_bad_images(images)})
         if (epoch + 1) % args.save_every == 0 or epoch + 1 == args.epochs:
             session.save(epoch + 1)
 

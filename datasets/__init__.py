@@ -1,17 +1,19 @@
 """Data sets by name: `build_dataset(name, split, ...)`."""
 from datasets import embedded
 from datasets.cifar import cifar_images
+from datasets.embedded import load as load_embedded
 from datasets.folder import folder_images, list_images, unlabeled_images
 from datasets.imageset import ArrayImages, ImageSet, Record
 from datasets.longtail import draw, longtail_counts_of
 from datasets.prepared import prepared_images
 from datasets.records import RECORDS
+from datasets.shards import PLACES, shard_images
 
 
 def _embedded(name: str, data_path: str | None, split: str, record: Record) -> ImageSet:
     if data_path is not None:
         raise ValueError("--dataset embedded ships with the project: leave out --data_path")
-    images, labels, ids = embedded.load(split)
+    images, labels, ids = load_embedded(split)
     return ArrayImages(images, labels, embedded.CLASS_NAMES, record, ids, source=f"{embedded.FILE.name}:{split}")
 
 
@@ -20,6 +22,7 @@ LAYOUTS = {
     "folder": "a tree DIR/train/<class>/*, DIR/test/<class>/*",
     "list": "DIR/train.txt and DIR/test.txt, lines `relative/path label`, or .csv with the columns path and label",
     "unlabeled": "a folder with images at any depth, for stage 1",
+    "shards": PLACES,
 }
 
 # Each takes (name, data_path, split, record).
@@ -35,9 +38,12 @@ DATASETS = {
     "folder": lambda _, *where: folder_images(*where),
     "list": lambda _, *where: list_images(*where),
     "unlabeled": lambda _, *where: unlabeled_images(*where),
+    "shards": shard_images,
 }
 # Sets that come balanced, or may be: `--imb_factor` draws a long tail out of their training images.
 FACTORS = {"cifar10_lt": 100.0, "cifar100_lt": 100.0, "folder": None, "list": None}
+# Sets whose files hold their statistics: the record is None where no flag gives others.
+OWN_STATISTICS = {"shards"}
 
 
 def build_dataset(name: str, split: str, data_path: str | None = None, mean: tuple[float, ...] | None = None,
@@ -67,12 +73,17 @@ def build_dataset(name: str, split: str, data_path: str | None = None, mean: tup
     return images
 
 
-def find_record(name: str, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Record:
-    """Channel statistics of the flags, or the set's own. ValueError where there are neither: nothing is guessed."""
+def find_record(name: str, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Record | None:
+    """Channel statistics of the flags, or the set's own, None for those that read them from their files.
+
+    ValueError where there are neither: nothing is guessed.
+    """
     if (mean is None) != (std is None):
         raise ValueError("--mean and --std go together: give both or neither")
     if mean is not None:
         return Record(tuple(mean), tuple(std))
+    if name in OWN_STATISTICS:
+        return None
     if name not in RECORDS:
         raise ValueError(f"--dataset {name} needs the channel statistics of your images: --mean and --std, numbers in [0, "
                          f"1], one a "

@@ -41,3 +41,12 @@ def download(name: str, out: str | Path) -> None:
         reason = " ".join(str(error).split())
         raise ValueError(f"cannot fetch {kind.url} ({reason}): put that file into {printable(out)}, from a machine with "
                          "network, and give the same command again") from None
+
+
+def official_files(name: str) -> dict[str, str]:
+    """MD5 (32 hex digits) of every official file of `name` by its path below --data_path; empty for a set that is no CIFAR."""
+    if name not in CLASSES:
+        return {}
+    kind = CLASSES[name]
+    files = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
+    return {f"{kind.base_folder}/{file}": md5 for file, md5 in files}

@@ -58,12 +58,14 @@ def list_images(data_path: str | Path, split: str, record: Record) -> FileImages
     names = listed_classes(root)
     if names is None:
         path = list_file(root, "train")
-        counts = np.bincount(read_list(path)[1])
-        if (counts == 0).any():
-            raise ValueError(f"{printable(path)}: class {counts.argmin()} of 0 to {len(counts) - 1} has no training "
+        labels = np.unique(read_list(path)[1])
+        # Not by counting up to the largest label: one with nine digits would ask for gigabytes.
+        if labels[-1] + 1 != len(labels):
+            missing = int(np.flatnonzero(labels != np.arange(len(labels)))[0])
+            raise ValueError(f"{printable(path)}: class {missing} of 0 to {labels[-1]} has no training "
                              f"image: number the "
                              f"classes without gaps, or name all of them in {printable(root / 'classes.txt')}, one a line")
-        names = [str(k) for k in range(len(counts))]
+        names = [str(k) for k in range(len(labels))]
     path = list_file(root, split)
     paths, labels = read_list(path, len(names))
     return FileImages(root, labels, names, record, paths, source=str(path))

@@ -1,14 +1,17 @@
 """What every data set looks like to the rest: images, labels, class names, one record of statistics."""
 import copy
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
+from datasets.decode import read_image, read_pixels
 from datasets.longtail import indices_hash
-from datasets.paths import PathTable, printable
+from datasets.paths import PathTable
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,11 @@ class ImageSet:
         return np.bincount(self.labels, minlength=len(self.class_names))
 
     @property
+    def group_counts(self) -> np.ndarray:
+        """Images (C,) that decide whether a class is many-, medium- or few-shot: those before any were held out."""
+        return np.array(self.details.get("full_class_counts", self.class_counts), dtype=np.int64)
+
+    @property
     def data_hash(self) -> str:
         """SHA-256 over class names, ids and labels in order: two sets of one hash list the same images."""
         digest = hashlib.sha256("\n".join(self.class_names).encode("utf-8", "surrogateescape"))
@@ -74,8 +82,13 @@ class ImageSet:
         return part
 
 
-class UnreadableImage(ValueError):
-    """An image file that no picture comes out of; the message names it."""
+    def in_order(self, class_names: list[str]) -> "ImageSet":
+        """The same images with labels that count in the order of class_names, which has the same names."""
+        place = {name: k for k, name in enumerate(class_names)}
+        part = copy.copy(self)
+        part.labels = np.array([place[name] for name in self.class_names], dtype=np.int64)[self.labels]
+        part.class_names = list(class_names)
+        return part
 
 
 class ArrayImages(ImageSet):
@@ -110,11 +123,8 @@ class FileImages(ImageSet):
         self.root = root
 
     def image(self, index: int) -> Image.Image:
-        path = self.root / self.ids[index]
-        try:
-            with Image.open(path) as image:
-                return image.convert("L" if self.record.channels == 1 else "RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            reason = " ".join(str(error).split())
-            raise UnreadableImage(f"cannot read the image {printable(path)} ({reason}): replace it or take it out of the "
-                                  "folder") from None
+        return read_image(os.path.join(self.root, self.ids[index]), self.record.channels)
+
+    def pixels(self, index: int) -> torch.Tensor:
+        """The same picture through the fast decoder: (C, H, W) uint8, channels last in memory."""
+        return read_pixels(os.path.join(self.root, self.ids[index]), self.record.channels)

@@ -82,10 +82,13 @@ def csv_rows(path, data: bytes, report) -> Iterator[tuple[int, bytes, bytes]]:
         raise ListError(f"{printable(path)}:1: the header of a CSV must name the columns path and label, found "
                         f"{', '.join(header) or 'nothing'}")
     reader.fieldnames = header
-    for row in reader:
-        name, label = ((row[key] or "").strip().encode("utf-8", "surrogateescape") for key in ("path", "label"))
-        if name or label:
-            yield reader.line_num, name, label
+    try:
+        for row in reader:
+            name, label = ((row[key] or "").strip().encode("utf-8", "surrogateescape") for key in ("path", "label"))
+            if name or label:
+                yield reader.line_num, name, label
+    except csv.Error as error:
+        report(reader.line_num + 1, f"no line of a CSV ({error})")
 
 
 def wrong_label(label: bytes) -> str:

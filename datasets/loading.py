@@ -9,8 +9,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from datasets.imageset import ImageSet
 from datasets.memory import MemoryBatches, ShiftFlip, fits
 from datasets.sampling import epoch_order
+from datasets.shards import ShardImages
+from datasets.streaming import ShardBatches
 from datasets.transforms import eval_transform, train_transform
 from util.seed import derive_seed, keep_random_state, seed_everything
+
+LOADERS = ("fast", "pil")
 
 
 class EpochBatches(Sampler):
@@ -41,11 +45,18 @@ class EpochBatches(Sampler):
                    for place, index in enumerate(order[start:start + self.batch_size])]
 
 
+def reader(images: ImageSet, loader: str) -> Callable:
+    """index -> picture: a tensor of the fast decoder for "fast", PIL's image for "pil" and for sets that are in memory."""
+    if loader not in LOADERS:
+        raise ValueError(f"unknown --loader {loader!r}; known: {', '.join(LOADERS)}")
+    return images.image if loader == "pil" or images.in_memory else images.pixels
+
+
 class TrainImages(Dataset):
     """Augmented images by key (index, epoch, position) -> (image uint8, label)."""
 
-    def __init__(self, images: ImageSet, transform: Callable, seed: int):
-        self.images, self.transform, self.seed = images, transform, seed
+    def __init__(self, images: ImageSet, transform: Callable, seed: int, loader: str = "fast"):
+        self.images, self.transform, self.seed, self.read = images, transform, seed, reader(images, loader)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -56,7 +67,7 @@ class TrainImages(Dataset):
             return [self._sample(*key) for key in keys]
 
     def _sample(self, index: int, epoch: int, position: int) -> tuple[torch.Tensor, int]:
-        image = self.images.image(index)
+        image = self.read(index)
         seed_everything(derive_seed(self.seed, "sample", epoch, position))
         return self.transform(image), int(self.images.labels[index])
 
@@ -64,14 +75,14 @@ class TrainImages(Dataset):
 class EvalImages(Dataset):
     """Images in order -> (image uint8, label)."""
 
-    def __init__(self, images: ImageSet, transform: Callable):
-        self.images, self.transform = images, transform
+    def __init__(self, images: ImageSet, transform: Callable, loader: str = "fast"):
+        self.images, self.transform, self.read = images, transform, reader(images, loader)
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return self.transform(self.images.image(index)), int(self.images.labels[index])
+        return self.transform(self.read(index)), int(self.images.labels[index])
 
 
 def one_thread(_worker: int) -> None:
@@ -90,28 +101,33 @@ def worker_count(images: ImageSet, num_workers: int | None) -> int:
 def train_loader(images: ImageSet, size: tuple[int, int], batch_size: int, seed: int, crop: str = "rrc",
                  scale: tuple[float, float] = (0.2, 1.0), hflip: float = 0.5, auto_augment: str | None = None,
                  num_workers: int | None = None, device: torch.device | None = None,
-                 sampler: str = "random") -> DataLoader | MemoryBatches:
+                 sampler: str = "random", loader: str = "fast") -> DataLoader | MemoryBatches | ShardBatches:
     """Micro-batches of augmented (images (n, C, H, W) uint8, labels (n,)); see `train_transform` for the settings.
 
     sampler: a key of datasets.sampling.SAMPLERS; an epoch is len(images) draws of it.
+    loader: who decodes and resizes images in files; "fast" is torch and torchvision, "pil" the exact reference.
 
     Call loader.batch_sampler.set_epoch each epoch. Shifts and flips of images in memory run on the device in batches,
     everything else in workers; which of the two is a matter of the settings alone, never of the machine.
     """
     device = device or torch.device("cpu")
+    if isinstance(images, ShardImages):
+        transform = train_transform(size, images.record, crop, scale, hflip, auto_augment)
+        return ShardBatches(images, transform, batch_size, seed, worker_count(images, num_workers), device,
+                            loader=loader)
     order = functools.partial(epoch_order, sampler, images.labels, len(images.class_names), seed)
     batches = EpochBatches(len(images), batch_size, seed, None if sampler == "random" else order)
     if fits(images, size, crop, auto_augment):
         return MemoryBatches(images, ShiftFlip(images.images, crop == "pad", hflip, device), batches)
     transform = train_transform(size, images.record, crop, scale, hflip, auto_augment)
     workers = worker_count(images, num_workers)
-    return DataLoader(TrainImages(images, transform, seed), batch_sampler=batches, num_workers=workers,
+    return DataLoader(TrainImages(images, transform, seed, loader), batch_sampler=batches, num_workers=workers,
                       pin_memory=device.type == "cuda", persistent_workers=workers > 0, worker_init_fn=one_thread)
 
 
 def eval_loader(images: ImageSet, size: tuple[int, int], batch_size: int, crop_pct: float = 0.875,
-                num_workers: int | None = None, device: torch.device | None = None) -> DataLoader:
+                num_workers: int | None = None, device: torch.device | None = None, loader: str = "fast") -> DataLoader:
     """Every image once, in order, resized to cover size / crop_pct and cut to the middle."""
-    return DataLoader(EvalImages(images, eval_transform(size, crop_pct)), batch_size=batch_size,
+    return DataLoader(EvalImages(images, eval_transform(size, crop_pct), loader), batch_size=batch_size,
                       num_workers=worker_count(images, num_workers), worker_init_fn=one_thread,
                       pin_memory=device is not None and device.type == "cuda")

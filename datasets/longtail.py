@@ -5,6 +5,8 @@ import math
 
 import numpy as np
 
+HOLD_OUT_SEED = 0x686F6C64  # "hold"
+
 
 def longtail_counts(n_max, factor, num_classes):
     """Images of each class by the CIFAR rule, n_i = int(n_max * (1 / factor) ** (i / (C - 1))).
@@ -47,6 +49,22 @@ def longtail_counts_of(class_counts, factor, class_names=None):
                          f"{have.min(initial=0)} "
                          f"to {have.max(initial=0)}; use a smaller factor")
     return counts
+
+
+def hold_out(labels, class_counts, fraction):
+    """Split a training set to choose settings on: positions (N - M,) to train on and (M,) to score, both ascending.
+
+    Of each class fraction of its images, rounded, but at least one where it has two, and never the last one. Which ones
+    is a function of (labels, fraction) alone, so that every run and seed is scored on the same images; a smaller slice is
+    part of a larger one. ValueError for a fraction outside (0, 1).
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"--val_fraction is {fraction:g}; expected a share of the training images between 0 and 1")
+    counts = _integers(class_counts, "class_counts")
+    held = np.clip(np.floor(counts * fraction + 0.5).astype(np.int64), 1, np.maximum(counts - 1, 0))
+    # A key of its own: by seed 0 a drawn long tail would hold out what its draw took first.
+    scored = draw(labels, np.where(counts > 1, held, 0), HOLD_OUT_SEED)
+    return np.setdiff1d(np.arange(len(labels)), scored, assume_unique=True), scored
 
 
 def draw(labels, counts, seed):

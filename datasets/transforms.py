@@ -1,21 +1,38 @@
-"""From a PIL image to the uint8 tensor that workers hand over; conversion to float and erasing happen on the device."""
+"""From a picture to the uint8 tensor that workers hand over; conversion to float and erasing happen on the device.
+
+A picture is a PIL image or a (C, H, W) uint8 tensor, channels last in memory. Both go through the same steps with the same
+draws; PIL resizes the one, torch the other, and the results differ by rounding.
+"""
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
 from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as F
 
+from datasets.decode import to_tensor
 from datasets.imageset import Record
 
 BICUBIC = InterpolationMode.BICUBIC
+Picture = Image.Image | torch.Tensor
 
 
-def to_uint8(image: Image.Image) -> torch.Tensor:
-    """PIL image -> (C, H, W) uint8."""
-    array = np.array(image)  # a copy: PIL's buffer is read-only
-    return torch.from_numpy(array if array.ndim == 3 else array[:, :, None]).permute(2, 0, 1).contiguous()
+def channels_last(pixels: torch.Tensor) -> torch.Tensor:
+    """(C, H, W) -> the same, lying in memory as (H, W, C), which torch resizes fastest and PIL takes as it is."""
+    return pixels.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+
+
+def to_uint8(image: Picture) -> torch.Tensor:
+    """Picture -> (C, H, W) uint8."""
+    return (image if isinstance(image, torch.Tensor) else to_tensor(image)).contiguous()
+
+
+def to_pil(image: Picture) -> Image.Image:
+    """Picture -> PIL image, mode "L" or "RGB"."""
+    if isinstance(image, Image.Image):
+        return image
+    return Image.fromarray((channels_last(image).permute(1, 2, 0) if len(image) == 3 else image[0]).numpy())
 
 
 class CoverResize:
@@ -24,17 +41,59 @@ class CoverResize:
     def __init__(self, size: tuple[int, int], crop_pct: float = 1.0):
         self.size, self.crop_pct = size, crop_pct
 
-    def __call__(self, image: Image.Image) -> Image.Image:
-        width, height = image.size
+    def __call__(self, image: Picture) -> Picture:
+        height, width = image.shape[1:] if isinstance(image, torch.Tensor) else image.size[::-1]
         scale = max(self.size[0] / height, self.size[1] / width) / self.crop_pct
-        target = (max(round(width * scale), self.size[1]), max(round(height * scale), self.size[0]))
-        return image if target == image.size else image.resize(target, Image.Resampling.BICUBIC)
+        target = [max(round(height * scale), self.size[0]), max(round(width * scale), self.size[1])]
+        return F.resize(image, target, BICUBIC)
+
+
+class Steps:
+    """One callable after the other."""
+
+    def __init__(self, *steps: Callable):
+        self.steps = steps
+
+    def __call__(self, image):
+        for step in self.steps:
+            image = step(image)
+        return image
+
+
+class RandomResizedCrop:
+    """torchvision's, with its draws, but without the cost of a v2 transform around them (a tenth of a sample's time).
+
+    A crop that reaches beyond twice the output is not decoded at reduced scale (Pillow's draft): it would take a fifth to
+    a third off the time of such files, and the pictures would differ by 1.6 to 1.8 of 255 in the mean instead of 0.02.
+    """
+
+    def __init__(self, size: tuple[int, int], scale: tuple[float, float]):
+        self.size, self.draw = list(size), v2.RandomResizedCrop(size, scale=scale).make_params
+
+    def __call__(self, image: Picture) -> Picture:
+        top, left, height, width = map(self.draw([image]).get, ("top", "left", "height", "width"))
+        if isinstance(image, Image.Image):
+            return F.resized_crop(image, top, left, height, width, self.size, BICUBIC)
+        return F.resize(channels_last(image[:, top:top + height, left:left + width]), self.size, BICUBIC)
+
+
+class RandomFlip:
+    """torchvision's RandomHorizontalFlip; see `RandomResizedCrop`."""
+
+    def __init__(self, p: float):
+        self.p = p
+
+    def __call__(self, image: Picture) -> Picture:
+        if torch.rand(1).item() >= self.p:
+            return image
+        # Torch flips rows that lie in one piece many times faster.
+        return F.horizontal_flip(image) if isinstance(image, Image.Image) else image.contiguous().flip(-1)
 
 
 def train_crop(kind: str, size: tuple[int, int], scale: tuple[float, float]) -> list[Callable]:
     """rrc: RandomResizedCrop, bicubic; pad: shifts by up to an eighth, black outside; none: resize to cover, middle."""
     if kind == "rrc":
-        return [v2.RandomResizedCrop(size, scale=scale, interpolation=BICUBIC)]
+        return [RandomResizedCrop(size, scale)]
     cover = [CoverResize(size), v2.CenterCrop(size)]
     if kind == "none":
         return cover
@@ -45,16 +104,16 @@ def train_crop(kind: str, size: tuple[int, int], scale: tuple[float, float]) -> 
 
 def train_transform(size: tuple[int, int], record: Record, crop: str = "rrc", scale: tuple[float, float] = (0.2, 1.0),
                     hflip: float = 0.5, auto_augment: str | None = None) -> Callable:
-    """PIL image -> (C, H, W) uint8, augmented: crop, flip, then timm's RandAugment where `auto_augment` names one.
+    """Picture -> (C, H, W) uint8, augmented: crop, flip, then timm's RandAugment (on PIL) where `auto_augment` names one.
 
     Draws from the global generators; the caller seeds them.
     """
     steps = train_crop(crop, size, scale)
     if hflip:
-        steps.append(v2.RandomHorizontalFlip(hflip))
-    if auto_augment:
-        steps.append(rand_augment(auto_augment, size, record))
-    return v2.Compose([*steps, to_uint8])
+        steps.append(RandomFlip(hflip))
+    if auto_augment:  # one conversion, of the small image
+        steps = [steps[0], to_pil, *steps[1:], rand_augment(auto_augment, size, record)]
+    return Steps(*steps, to_uint8)
 
 
 def rand_augment(config: str, size: tuple[int, int], record: Record) -> Callable:
@@ -81,8 +140,8 @@ def at_least_one_bit(level_fn: Callable) -> Callable:
 
 
 def eval_transform(size: tuple[int, int], crop_pct: float) -> Callable:
-    """PIL image -> (C, H, W) uint8: resize to cover size / crop_pct, then the middle."""
-    return v2.Compose([CoverResize(size, crop_pct), v2.CenterCrop(size), to_uint8])
+    """Picture -> (C, H, W) uint8: resize to cover size / crop_pct, then the middle."""
+    return Steps(CoverResize(size, crop_pct), v2.CenterCrop(size), to_uint8)
 
 
 class Normalize:

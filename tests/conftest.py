@@ -1,4 +1,6 @@
 """What the tests share: a small folder of pictures, and both stages called as a launcher calls them."""
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,8 @@ import datasets
 import main_finetune
 import main_pretrain
 from datasets.embedded import load
+from datasets.imageset import ArrayImages, Record
+from datasets.pack import pack
 
 TINY = ["--input_size", "16", "--patch_size", "4", "--embed_dim", "32", "--depth", "2", "--num_heads", "2",
         "--epochs", "2", "--warmup_epochs", "1", "--device", "cpu", "--amp", "off", "--num_workers", "0",
@@ -74,3 +78,31 @@ def encoder(pretrain, tmp_path_factory):
     folder = tmp_path_factory.mktemp("encoder") / "run"
     pretrain(folder, "--model", "mae_vit_tiny_patch16")
     return folder / "last.pth"
+
+
+@pytest.fixture(scope="session")
+def webdataset():
+    """Skips where the reader of tar shards is not installed."""
+    return pytest.importorskip("webdataset", reason="tar shards are read and written by webdataset, which is not installed")
+
+
+@pytest.fixture(scope="session")
+def numbered():
+    """23 images (8, 8, 3) of noise, each a class of its own, so that a label says which image it is."""
+    pixels = np.random.default_rng(0).integers(0, 256, (23, 8, 8, 3), dtype=np.uint8)
+    names, record = [str(k) for k in range(23)], Record((0.3,) * 3, (0.2,) * 3)
+    return ArrayImages(pixels, np.arange(23), names, record, np.arange(23), "made up")
+
+
+@pytest.fixture(scope="session")
+def shards(webdataset, numbered, tmp_path_factory):
+    """A folder with the numbered images in shards of 6, 6, 6 and 5."""
+    out = tmp_path_factory.mktemp("shards") / "out"
+    pack(numbered, "made up", "train", out, images_per_shard=6)
+    return out
+
+
+@pytest.fixture
+def copied(shards, tmp_path):
+    """A copy of that folder, which a test may break."""
+    return shutil.copytree(shards, tmp_path / "copied")

@@ -91,7 +91,7 @@ def test_both_stages_run_on_it_and_write_down_the_draw(official, tmp_path, capsy
     for stage in ("mgp", "bft"):
         settings = json.loads((tmp_path / stage / "args.json").read_text())
         assert settings["indices_hash"] == train.details["indices_hash"] and settings["class_counts"][-1] == 5
-        assert (settings["mean"], settings["std"]) == ([0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010])
+        assert (settings["args"]["mean"], settings["args"]["std"]) == ([0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010])
 
 
 def test_files_that_are_not_the_official_ones(official, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import torch
 import main_finetune
 from util import metrics
 from util.checkpoint import load_checkpoint
+from util.setup import load_images
 
 EVERYTHING = ["--mixup", .8, "--cutmix", 1, "--clip_grad", 1, "--effective_batch_size", 16, "--head_bias", "prior"]
 
@@ -117,12 +118,12 @@ def test_every_way_to_pretrain_runs(pretrain, tmp_path, flags):
 def test_head_bias_starts_at_the_best_constant(data_flags):
     parser = main_finetune.get_args_parser()
     args = parser.parse_args([*data_flags, "--input_size", "16", "--patch_size", "4", "--head_bias", "prior", "--depth", "1"])
-    images = main_finetune.load_images(args, "train")
+    images = load_images(args, "train")
     args = main_finetune.with_loss_defaults(args, 3)
     model = main_finetune.build_model(args, images)
     criterion = main_finetune.build_criterion(args, images.class_counts, images.class_names)
     assert model.head.bias.count_nonzero() == 0
-    main_finetune.start_weights(args, model, criterion)
+    main_finetune.start_weights(args, vars(args), model, criterion)
     torch.testing.assert_close(model.head.bias.detach(), torch.full((3,), -float(np.log(2))))
 
 

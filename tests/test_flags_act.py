@@ -6,6 +6,7 @@ from timm.data.mixup import Mixup
 import main_finetune
 import main_pretrain
 from engine_finetune import Targets
+from util import args_finetune
 from util.checkpoint import load_checkpoint
 
 BASE = ["--epochs", 1, "--warmup_epochs", 0, "--mixup", .8, "--cutmix", 1, "--clip_grad", 5, "--head_bias", "prior",
@@ -45,7 +46,7 @@ def plain(weights):
     ["--mixup_switch_prob", 1], ["--mixup_mode", "elem"], ["--tau", .5], ["--test_prior", "none"], ["--head_bias", "zero"],
     ["--loss", "bal_ce"], ["--batch_size", 16], ["--accum_iter", 2], ["--effective_batch_size", 16], ["--seed", 1],
     ["--cls_token"], ["--sampler", "sqrt", "--prior", "data"], ["--loss_args", "class_weights=[1,2,3]"],
-    ["--amp", "bf16"]], ids=lambda flags: " ".join(map(str, flags)))
+    ["--amp", "bf16"], ["--loader", "pil"]], ids=lambda flags: " ".join(map(str, flags)))
 def test_a_flag_of_stage_2_changes_the_weights(weights, plain, flags):
     changed = weights(*flags)
     assert any(key not in changed or not torch.equal(plain[key], changed[key]) for key in plain)
@@ -72,8 +73,8 @@ def test_no_clipping_is_no_clipping(weights, plain):
 
 def test_the_loss_gets_the_counts_of_the_training_images_in_label_order(finetune, tmp_path, monkeypatch):
     seen = []
-    build = main_finetune.build_loss
-    monkeypatch.setattr(main_finetune, "build_loss", lambda name, counts, **options: (
+    build = args_finetune.build_loss
+    monkeypatch.setattr(args_finetune, "build_loss", lambda name, counts, **options: (
         seen.append([*map(float, counts)]), build(name, counts, **options))[1])
     finetune(tmp_path / "run", "--epochs", 1, "--warmup_epochs", 0)
     assert seen == [[24.0, 12.0, 5.0]]

@@ -81,6 +81,7 @@ def test_a_wrong_line_is_named_with_file_and_line(tmp_path, line, words, suffix)
     ("train.txt", "a.png 0\n".encode("utf-16"), "is no list file in UTF-8"), ("train.txt", None, "cannot read the list file"),
     ("train.csv", b"file,label\na.png,0\n", "must name the columns path and label, found file, label"),
     ("train.csv", b"", "found nothing"), ("train.csv", b"path,label\na.png\n", "train.csv:2: label '' is no whole number"),
+    ("train.csv", b"path,label\na.png,0\n\"" + b"x" * 200_000 + b"\",1\n", "train.csv:3: no line of a CSV (field larger than"),
     ("train.csv", b"path,label\n,3\n", "train.csv:2: no path before the label"),
     ("train.txt", b"a.png 0\nb.png\n", "train.txt:2: 'b.png' has no label: expected `relative/path label`"),
     ("train.txt", b"a.png x\nb.png y\n", "train.txt:1: label 'x' is no whole number: labels count from 0 (2 lines are wrong")])
@@ -133,6 +134,8 @@ def test_lists_that_do_not_fit_their_classes(listed):
     (listed / "classes.txt").write_text("cat\ndog\n")
     fails(r"train.txt:37: label 2 of train/elk/00.png, but the labels of 2 classes end at 1 \(5 lines are wrong")
     (listed / "classes.txt").unlink()
+    write_list(listed / "train.txt", ["train/cat/00.png", "train/elk/00.png"], [0, 999999999])
+    fails("train.txt: class 1 of 0 to 999999999 has no training image")
     write_list(listed / "train.txt", ["train/cat/00.png", "train/elk/00.png"], [0, 2])
     fails("train.txt: class 1 of 0 to 2 has no training image: number the classes without gaps")
     (listed / "train.txt").unlink()

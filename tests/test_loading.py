@@ -1,17 +1,23 @@
 """Batches are functions of (seed, epoch, position), whatever the workers do and whoever else draws."""
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
 from timm.data.random_erasing import RandomErasing
-from torchvision.transforms import InterpolationMode
+from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms import functional as F
 
 from datasets import build_dataset
 from datasets.imageset import ArrayImages, Record
 from datasets.loading import EpochBatches, eval_loader, train_loader
 from datasets.memory import MemoryBatches, ShiftFlip
-from datasets.transforms import CoverResize, Normalize, eval_transform, rand_augment, train_transform
+from datasets.transforms import BICUBIC, CoverResize, Normalize, eval_transform, rand_augment, train_transform
+from util.seed import derive_seed, seeded
 
+RAND_AUGMENT = "rand-m9-mstd0.5-inc1"
 RECORD = Record((0.3, 0.3, 0.3), (0.2, 0.2, 0.2))
 
 
@@ -23,8 +29,20 @@ def pictures():
                        np.arange(30), "made up")
 
 
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Eight JPEG files: scikit-learn's two photographs, upright and across, larger and smaller than 128 pixels."""
+    root = tmp_path_factory.mktemp("photographs")
+    for name, pixels in zip(("china", "flower"), load_sample_images().images, strict=True):
+        (root / "train" / name).mkdir(parents=True)
+        for size in ((500, 375), (375, 500), (640, 427), (120, 90)):
+            image = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+            image.save(root / "train" / name / f"{size[0]}.jpg", quality=90)
+    return build_dataset("folder", "train", root, RECORD.mean, RECORD.std)
+
+
 def batches(pictures, seed=0, epoch=0, workers=0, size=4):
-    loader = train_loader(pictures, (16, 16), size, seed, auto_augment="rand-m9-mstd0.5-inc1", num_workers=workers)
+    loader = train_loader(pictures, (16, 16), size, seed, auto_augment=RAND_AUGMENT, num_workers=workers)
     loader.batch_sampler.set_epoch(epoch)
     return list(loader)
 
@@ -45,6 +63,55 @@ def test_one_seed_is_equal_to_the_byte_and_another_seed_or_epoch_differs(picture
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_nothing(pictures, workers):
     assert equal(batches(pictures, epoch=3), batches(pictures, epoch=3, workers=workers))
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker")
+@pytest.mark.parametrize("loader", ["fast", "pil"])
+def test_workers_change_nothing_for_files(photographs, loader):
+    def run(workers):
+        found = train_loader(photographs, (128, 128), 3, 0, auto_augment=RAND_AUGMENT, num_workers=workers, loader=loader)
+        found.batch_sampler.set_epoch(5)
+        return list(found)
+    alone = run(0)
+    assert equal(alone, run(2)) and equal(alone, run(4))
+
+
+@pytest.mark.parametrize("auto_augment", [None, RAND_AUGMENT])
+def test_the_pil_loader_is_torchvision_on_pil_images(photographs, auto_augment):
+    """The pipeline of torchvision's own transforms on what PIL opens, draw for draw and byte for byte."""
+    steps = [v2.RandomResizedCrop((96, 128), scale=(0.2, 1.0), interpolation=BICUBIC), v2.RandomHorizontalFlip(0.4)]
+    usual = v2.Compose(steps + ([rand_augment(auto_augment, (96, 128), RECORD)] if auto_augment else []))
+    dataset = train_loader(photographs, (96, 128), 4, 7, hflip=0.4, auto_augment=auto_augment, loader="pil").dataset
+    keys = [(index, 2, position) for position, index in enumerate([*range(8), 0, 0, 1, 1])]
+    for (index, epoch, position), (image, _) in zip(keys, dataset.__getitems__(keys), strict=True):
+        with seeded(derive_seed(7, "sample", epoch, position)):
+            expected = usual(Image.open(Path(photographs.root, photographs.ids[index])).convert("RGB"))
+        assert torch.equal(image.permute(1, 2, 0), torch.from_numpy(np.array(expected)))
+
+
+@pytest.mark.parametrize(("settings", "tolerance"), [
+    ({"crop": "rrc"}, 0.1), ({"crop": "none"}, 0.1), ({"crop": "pad"}, 0.1), ({"crop": "rrc", "hflip": 1}, 0.1),
+    ({"crop": "rrc", "auto_augment": RAND_AUGMENT}, 1.5), ({"crop": "pad", "auto_augment": RAND_AUGMENT}, 1.5)], ids=str)
+def test_the_fast_loader_shows_the_same_pictures(photographs, settings, tolerance):
+    """Same boxes, flips and operations: the mean difference stays below `tolerance` of 255 in every picture."""
+    keys = [(position % 8, 1, position) for position in range(40)]
+    pil, fast = (train_loader(photographs, (128, 128), 4, 0, loader=name, **settings).dataset.__getitems__(keys)
+                 for name in ("pil", "fast"))
+    differences = [(a.float() - b.float()).abs().mean().item() for (a, _), (b, _) in zip(pil, fast, strict=True)]
+    assert max(differences) < tolerance and [label for _, label in pil] == [label for _, label in fast]
+    assert max(differences) > 0  # torch has resized, not PIL
+
+
+def test_the_fast_evaluation_shows_the_same_pictures(photographs):
+    pil, fast = (torch.cat([images for images, _ in eval_loader(photographs, (128, 128), 3, num_workers=0, loader=name)])
+                 for name in ("pil", "fast"))
+    assert fast.shape == (8, 3, 128, 128) and fast.is_contiguous()
+    assert 0 < (pil.float() - fast.float()).abs().mean((1, 2, 3)).max() < 0.1
+
+
+def test_an_unknown_loader_is_refused(photographs):
+    with pytest.raises(ValueError, match="unknown --loader 'opencv'; known: fast, pil"):
+        train_loader(photographs, (128, 128), 4, 0, loader="opencv")
 
 
 def test_loading_leaves_the_global_generators_alone(pictures):
@@ -126,7 +193,6 @@ def test_normalize_equals_torchvision_and_is_undone():
 @pytest.mark.parametrize(("shape", "size", "crop_pct"), [((30, 40), (16, 16), 0.875), ((40, 30), (16, 16), 1.0),
                                                          ((16, 16), (16, 16), 1.0), ((10, 12), (16, 24), 0.875)])
 def test_evaluation_covers_and_takes_the_middle(shape, size, crop_pct):
-    from PIL import Image
     pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
     out = eval_transform(size, crop_pct)(image)
@@ -144,17 +210,15 @@ def test_evaluation_covers_and_takes_the_middle(shape, size, crop_pct):
 @pytest.mark.parametrize("crop", ["rrc", "pad", "none"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_training_transforms_give_uint8_of_the_size_asked_for(crop, channels):
-    from PIL import Image
     record = Record((0.3,) * channels, (0.2,) * channels)
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3)[:2 if channels == 1 else 3], dtype=np.uint8)
-    transform = train_transform((8, 12), record, crop, auto_augment="rand-m9-mstd0.5-inc1")
+    transform = train_transform((8, 12), record, crop, auto_augment=RAND_AUGMENT)
     for _ in range(20):
         out = transform(Image.fromarray(pixels))
         assert out.shape == (channels, 8, 12) and out.dtype == torch.uint8
 
 
 def test_randaugment_at_the_largest_magnitude_keeps_an_image():
-    from PIL import Image
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     augment = rand_augment("rand-m10-mstd0-inc1-p1", (16, 16), RECORD)
     posterize = [op for op in augment.ops if op.name == "PosterizeIncreasing"]

@@ -1,6 +1,7 @@
 """Flags: those that both stages have stand here once. Names and meanings are MAE's where MAE has them."""
 import argparse
 import ast
+import copy
 import math
 import shlex
 import sys
@@ -8,7 +9,8 @@ import traceback
 from pathlib import Path
 
 from datasets import DATASETS
-from datasets.imageset import UnreadableImage
+from datasets.decode import UnreadableImage
+from datasets.loading import LOADERS
 from util.steps import NonFiniteError
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -28,12 +30,22 @@ class Parser(argparse.ArgumentParser):
             self.error(f"recipe line {line!r}: {error}; put values with quotes or blanks in double quotes")
 
     def parse_args(self, args=None, namespace=None):
+        """As argparse, and `given` tells which flags were given and which have their default."""
+        namespace, unset = argparse.Namespace() if namespace is None else namespace, object()
+        defaults = {action.dest: action.default for action in self._actions
+                    if action.default is not argparse.SUPPRESS and not hasattr(namespace, action.dest)}
+        for name in defaults:
+            setattr(namespace, name, unset)
         try:
-            return super().parse_args(args, namespace)
+            args = super().parse_args(args, namespace)
         except UnicodeDecodeError:
             self.error("a file named with @ is no text: a recipe has one flag a line")
         except RecursionError:
             self.error("a recipe names itself with @: leave that line out")
+        args.given = [name for name in defaults if getattr(args, name) is not unset]
+        for name in defaults.keys() - set(args.given):
+            setattr(args, name, copy.copy(defaults[name]))
+        return args
 
     def error(self, message: str):
         self.exit(2, f"error: {message} (see python {Path(sys.argv[0]).name} --help)\n")
@@ -74,6 +86,11 @@ def add_data_flags(parser: Parser, scale: tuple[float, float]) -> None:
     group.add_argument("--scale", type=float, nargs=2, default=list(scale), metavar=("MIN", "MAX"), help="share of the "
                        "image's area that rrc takes")
     group.add_argument("--hflip", type=float, default=0.5, metavar="P", help="probability of a horizontal flip")
+    group.add_argument("--loader", default="fast", choices=LOADERS, help="who decodes and resizes image files: fast is torch "
+                       "and torchvision, pil the exact reference (sets in memory are decoded already)")
+    group.add_argument("--skip_bad_images", type=int, default=0, metavar="N", help="training images that may turn out "
+                       "unreadable, each replaced by the next of its class and listed in bad_images.txt; one more stops the "
+                       "run")
 
 
 def add_model_flags(parser: Parser, default: str, models: dict) -> None:
@@ -114,6 +131,8 @@ def check_common(args) -> None:
         raise ValueError(f"--warmup_epochs {args.warmup_epochs:g} must be below --epochs {args.epochs} and not negative")
     if args.num_workers is not None and args.num_workers < 0:
         raise ValueError(f"--num_workers must not be negative: {args.num_workers}")
+    if args.skip_bad_images < 0:
+        raise ValueError(f"--skip_bad_images must not be negative: {args.skip_bad_images}")
     if len(args.input_size) > 2 or min(args.input_size) < 1:
         raise ValueError(f"--input_size takes one number or height and width, each at least 1, not {args.input_size}")
     if not 0 < args.scale[0] <= args.scale[1] <= 1:

@@ -1,7 +1,18 @@
-"""Flags that only stage 2 has: the loss, its prior and the augmentations, and the check of their numbers."""
-from datasets.sampling import PRIORS, SAMPLERS
-from util.args import Parser, check_range
-from util.losses import LOSSES
+"""Flags that only stage 2 has: the loss, its prior and the augmentations; the check of their numbers, and the loss of them."""
+import argparse
+
+from torch import nn
+
+from datasets.sampling import PRIORS, SAMPLERS, check_prior_rule
+from util.args import Parser, check_range, parse_options
+from util.losses import LOSSES, build_loss, read_prior
+from util.run import say
+
+# Flags that decide what the logits of a trained model mean; --eval takes them from the checkpoint.
+LOSS_SETTINGS = ("loss", "loss_args", "tau", "test_prior", "sampler", "prior")
+# Flags that say what network that is and how its images are prepared: the checkpoint's unless given.
+EVALUATION_SETTINGS = ("dataset", "data_path", "mean", "std", "input_size", "crop_pct", "model", "patch_size", "embed_dim",
+                       "depth", "num_heads", "cls_token")
 
 
 def add_loss_flags(parser: Parser) -> None:
@@ -43,6 +54,10 @@ def add_augmentation_flags(parser: Parser) -> None:
 
 def check_finetune(args) -> None:
     """Raise ValueError for numbers that cannot be."""
+    check_range(args, "val_fraction", 0, 1)
+    if args.val_fraction is not None and "split" in args.given:
+        raise ValueError(f"--val_fraction {args.val_fraction:g} scores a slice of the training images, so --split {args.split} "
+                         "would do nothing: leave one of them out")
     for name in ("drop_path", "reprob", "mixup_prob", "mixup_switch_prob", "smoothing"):
         check_range(args, name, 0, 1)
     for name in ("mixup", "cutmix"):
@@ -61,3 +76,67 @@ def check_finetune(args) -> None:
         raise ValueError("--eval needs trained weights: give --resume CKPT (a last.pth of main_finetune.py)")
     if args.posthoc != "none" and not args.eval:
         raise ValueError(f"--posthoc {args.posthoc} corrects a trained model: use it with --eval --resume CKPT")
+
+
+def with_checkpoint_flags(args, trained: dict) -> argparse.Namespace:
+    """A copy of the flags of --eval in which those that were not given are the checkpoint's."""
+    names = [name for name in EVALUATION_SETTINGS if name not in args.given]
+    return argparse.Namespace(**{**vars(args), **{name: trained[name] for name in names}})
+
+
+def with_loss_defaults(args, num_classes: int):
+    """A copy of the flags in which loss, tau, test prior (a file by its numbers) and smoothing are filled in."""
+    prior, loss = read_test_prior(args.test_prior, num_classes), args.loss or "bal_bce"
+    filled = {"loss": loss, "tau": 1.0 if args.tau is None else args.tau, "test_prior": "uniform" if prior is None else prior}
+    if args.smoothing is None:
+        smooths = loss in LOSSES and LOSSES[loss].smooths_labels
+        filled["smoothing"] = 0.0 if smooths else 0.1
+    return argparse.Namespace(**{**vars(args), **filled})
+
+
+def read_test_prior(value: str | None, num_classes: int) -> str | list[float] | None:
+    """--test_prior: unset, a word, or the probabilities in a file."""
+    return value if value in (None, "uniform", "none") else read_prior(value, num_classes).tolist()
+
+
+def build_criterion(args, class_counts, class_names: list[str]) -> nn.Module:
+    """The loss of the flags. Its prior is the class distribution that the sampler draws, unless --prior says otherwise."""
+    counts = check_prior_rule(args.loss, args.sampler, args.prior, class_counts, class_names)
+    criterion = build_loss(args.loss, counts, tau=args.tau, test_prior=args.test_prior, class_names=class_names,
+                           **parse_options(args.loss_args))
+    if not criterion.uses_prior and (args.tau, args.test_prior) != (1.0, "uniform"):
+        raise ValueError(f"--loss {args.loss} has no logit bias, so --tau and --test_prior would do nothing: leave them out, "
+                         "or use bal_ce or bal_bce")
+    return criterion
+
+
+def check_loss_flags(args, criterion: nn.Module) -> None:
+    """ValueError for flags that this loss makes void or doubles; prints a line where a schedule in it never begins."""
+    if criterion.smooths_labels and args.smoothing:
+        raise ValueError(f"--loss {args.loss} smooths labels by itself, so --smoothing {args.smoothing:g} would smooth them "
+                         "twice: leave it out, or write --smoothing 0 behind the recipe that has it")
+    begins = criterion.scheduled_epoch
+    if begins is not None and begins >= args.epochs:
+        words = f"the second part of --loss {args.loss} begins at epoch {begins}, and --epochs {args.epochs} ends before it"
+        if parse_options(args.loss_args).keys() & {"warmup_epochs", "drw_epoch"}:
+            raise ValueError(f"{words}: lower it in --loss_args, or train longer")
+        say(f"note: {words}, so it never acts (--loss_args warmup_epochs=N moves it)")
+
+
+def trained_loss(args, settings: dict) -> argparse.Namespace:
+    """The loss flags of the checkpoint's `settings`; ValueError where a flag of --eval asks for others."""
+    trained = argparse.Namespace(**{name: settings[name] for name in LOSS_SETTINGS})
+    if args.loss not in (None, trained.loss):
+        raise ValueError(f"{args.resume} was trained with --loss {trained.loss}, not {args.loss}: leave the flag out, or write "
+                         f"--loss {trained.loss} behind the recipe that has it")
+    for name, unset in (("loss_args", []), ("sampler", "random"), ("prior", None)):
+        if getattr(args, name) not in (unset, getattr(trained, name)):
+            raise ValueError(f"{args.resume} was trained with --{name} {getattr(trained, name)}, which --eval cannot change to "
+                             f"{getattr(args, name)}: leave the flag out")
+    if trained.prior == "data" and (args.posthoc != "none" or args.test_prior):
+        raise ValueError(f"{args.resume} was trained with --sampler {trained.sampler} --prior data: the images that it saw and "
+                         "the prior of its loss differ, and no formula undoes both: leave --posthoc and --test_prior out")
+    if args.tau not in (None, trained.tau) and args.posthoc != "logit_adjust":
+        raise ValueError(f"{args.resume} was trained with --tau {trained.tau:g}, not {args.tau:g}, which --eval cannot change: "
+                         "leave the flag out, or add --posthoc logit_adjust, whose strength it is")
+    return trained

@@ -5,6 +5,7 @@
     last.pth        the latest checkpoint (util/checkpoint.py)
     metrics.json    the result of the last epoch
     predictions.npz logits, labels and sample ids of the evaluation (stage 2)
+    bad_images.txt  id, tab, reason of every training image that --skip_bad_images has replaced
     figures/*.png   and TensorBoard's event files
 """
 import json
@@ -21,11 +22,13 @@ import torch
 import torchvision
 from tqdm import tqdm
 
+from datasets.skipping import SkipUnreadable
 from util.checkpoint import load_checkpoint, replace_file
 
 RUN_FILES = ("args.json", "log.jsonl", "last.pth", "metrics.json", "predictions.npz")
 # Flags that say where and how a run works, not what it computes: they may change when it is continued.
-MAY_CHANGE = {"output_dir", "resume", "device", "num_workers", "log_every", "save_every", "data_path", "max_bad_steps"}
+MAY_CHANGE = {"output_dir", "resume", "device", "num_workers", "log_every", "save_every", "data_path", "max_bad_steps",
+              "skip_bad_images"}
 
 
 def say(message: str) -> None:
@@ -148,6 +151,22 @@ class RunFolder:
             if key != "epoch" and isinstance(value, int | float):
                 self.tensorboard.add_scalar(key if "/" in key else f"train/{key}", value, record["epoch"])
         say(log_line(record))
+
+    def log_bad_images(self, images) -> dict:
+        """Tell of training images that were found unreadable and replaced, and write them down.
+
+        Returns {"bad_images": how many so far} for the epoch's record, {} for a set in which none is replaced.
+        """
+        if not isinstance(images, SkipUnreadable):
+            return {}
+        path = self.path / "bad_images.txt"
+        told = path.read_text().splitlines() if path.exists() else []
+        new = [f"{name}\t{why}" for name, why in images.unreadable if f"{name}\t{why}" not in told]
+        if new:
+            what = "image, replaced" if len(new) == 1 else "images, each replaced"
+            say("\n  ".join([f"{len(new)} unreadable training {what} by the next of its class (listed in {path}):", *new]))
+            replace_file(path, lambda file: file.write("".join(f"{line}\n" for line in told + new).encode()))
+        return {"bad_images": len(images.unreadable)}
 
     def records(self) -> list[dict]:
         """All lines of log.jsonl."""

@@ -6,6 +6,8 @@ from torch import nn
 
 from datasets import build_dataset
 from datasets.imageset import ImageSet
+from datasets.longtail import hold_out
+from datasets.skipping import SkipUnreadable
 from util.args import check_common
 from util.checkpoint import save_checkpoint
 from util.distributed import check_single_process
@@ -66,6 +68,57 @@ def load_images(args, split: str) -> ImageSet:
                          args.data_seed)
 
 
+def may_skip(args, images: ImageSet) -> ImageSet | SkipUnreadable:
+    """Training images of which --skip_bad_images may be unreadable; an evaluation never replaces an image."""
+    if args.skip_bad_images and args.dataset == "shards":
+        raise ValueError("--skip_bad_images works on images in files, not in shards: take the bad one out and pack again")
+    return SkipUnreadable(images, args.skip_bad_images) if args.skip_bad_images and not images.in_memory else images
+
+
+def load_for_training(args) -> tuple[ImageSet, ImageSet]:
+    """The images of stage 2 to train on and to score: --split of the data, or with --val_fraction a slice of train."""
+    train = load_images(args, "train")
+    if args.val_fraction is None:
+        return may_skip(args, train), load_images(args, args.split)
+    rest, held = hold_out(train.labels, train.class_counts, args.val_fraction)
+    parts = train.subset(rest), train.subset(held)
+    for part, what in zip(parts, ("without", "only"), strict=True):
+        part.details |= {"val_fraction": args.val_fraction, "full_class_counts": train.class_counts.tolist()}
+        part.source += f", {what} the held-out fraction {args.val_fraction:g}"
+    return may_skip(args, parts[0]), parts[1]
+
+
+def load_scored(args, trained: dict) -> ImageSet:
+    """The images that --eval scores: --split, or the slice that the checkpoint's run held out."""
+    if args.val_fraction is None:
+        return load_images(args, args.split)
+    if args.val_fraction != trained["val_fraction"]:
+        raise ValueError(f"{args.resume} was trained with --val_fraction {trained['val_fraction']}, so a slice of "
+                         f"{args.val_fraction:g} holds images that it has seen: give the same, or leave it out for --split")
+    return load_for_training(args)[1]
+
+
+def in_class_order(images: ImageSet, class_names: list[str], checkpoint: str) -> ImageSet:
+    """The images with labels in the order of the checkpoint's class names. ValueError where the classes are others."""
+    here = images.class_names
+    if here == class_names:
+        return images
+    if sorted(here) != sorted(class_names):
+        only = sorted(set(here) ^ set(class_names))
+        raise ValueError(f"{checkpoint} has a head of {len(class_names)} classes ({', '.join(class_names[:3])}, ...), but "
+                         f"{images.source} has {len(here)} ({', '.join(here[:3])}, ...), {len(only)} names being in one "
+                         f"of them "
+                         f"only, such as {only[0]}: evaluate it on the data set that it was trained on")
+    say(f"note: classes are in the order of {checkpoint}, which is not that of {images.source}")
+    return images.in_order(class_names)
+
+
+def resolved(args, images: ImageSet) -> dict:
+    """The flags as a run keeps them: with the channel statistics that its images have, whether given or the set's own."""
+    settings = {name: value for name, value in vars(args).items() if name != "given"}
+    return {**settings, "mean": list(images.record.mean), "std": list(images.record.std)}
+
+
 def plan_steps(args, num_samples: int) -> StepPlan:
     """How many images make a micro-batch and a step."""
     accum_iter = derive_accumulation(args.batch_size, args.accum_iter, args.effective_batch_size)
@@ -90,7 +143,7 @@ def describe(plan: StepPlan, schedule: Schedule, machine: Machine, images: Image
             "accum_iter": plan.accum_iter, "effective_batch_size": plan.effective_batch_size,
             "steps_per_epoch": plan.steps_per_epoch, "num_images": len(images), "data_hash": images.data_hash,
             "data_source": images.source, "class_names": images.class_names, "class_counts": images.class_counts.tolist(),
-            **images.details, "mean": list(images.record.mean), "std": list(images.record.std)}
+            **images.details}
 
 
 @dataclass
@@ -109,7 +162,8 @@ class Session:
         save_checkpoint(self.run.last, {
             "stage": self.stage, "model": self.model.state_dict(),
             "optimizer": self.stepper.optimizer.state_dict(), "scaler": self.stepper.state_dict(), "ema": None,
-            "progress": {"epoch": epoch, "data_hash": self.images.data_hash}, "rng": rng_state(), "args": self.args,
+            "progress": {"epoch": epoch, "data_hash": self.images.data_hash,
+                         "group_counts": self.images.group_counts.tolist()}, "rng": rng_state(), "args": self.args,
             "class_counts": self.images.class_counts.tolist(), "class_names": self.images.class_names})
 
     def restore(self, state: dict | None) -> int:

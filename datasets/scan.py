@@ -1,0 +1,146 @@
+"""Whether the files of a list are there, by one look at each folder (only links cost a call of the file system each), and,
+which takes longer, whether they are images."""
+import errno
+import hashlib
+import os
+import stat
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from datasets.decode import UnreadableImage
+from datasets.imageset import FileImages
+from datasets.listing import Listing, Problem
+from datasets.paths import printable
+
+OK, MISSING, NOWHERE, CIRCLE, NO_FILE, EMPTY, DENIED = range(7)
+WORDS = {MISSING: "no such file", NOWHERE: "a link that leads nowhere", CIRCLE: "a link that leads in a circle",
+         NO_FILE: "no file but a folder or a device", EMPTY: "an empty file (0 bytes)",
+         DENIED: "a link to what may not be read"}
+WHOLE = 5  # from so many files on, a folder none of whose files is there is one problem, not one a file
+HINTS = 20  # folders with missing files that are looked at for a cause
+
+
+@dataclass
+class Hint:
+    """What is there instead of a missing file: wanted: its path; there: up to three names in the folder that is nearest;
+    twin: one of that folder that differs in case or extension alone; above: whether the image lies one folder higher."""
+
+    wanted: str
+    there: list[str]
+    twin: str | None = None
+    above: bool = False
+
+
+@dataclass
+class Scan:
+    """status: (N,) uint8, one of OK, MISSING, ...; entries: (F,) files and folders in each folder of the listing;
+    folder_faults: why a folder cannot be read, by its number; hints: see Hint, of the first few folders."""
+
+    status: np.ndarray
+    entries: np.ndarray
+    folder_faults: dict[int, str] = field(default_factory=dict)
+    hints: list[Hint] = field(default_factory=list)
+
+
+def by_folder(listing: Listing) -> Iterator[tuple[int, bytes, np.ndarray]]:
+    """(number, path, positions (n,) of its lines) of every folder of a listing."""
+    folders, of = listing.folders
+    order = np.argsort(of, kind="stable")
+    ends = np.cumsum(np.bincount(of, minlength=len(folders)))
+    for number, (folder, end) in enumerate(zip(folders, ends, strict=True)):
+        yield number, folder, order[ends[number - 1] if number else 0:end]
+
+
+def scan_files(listing: Listing, progress: Callable = lambda folders, total: folders) -> Scan:
+    """Look for the files of a listing, one folder at a time. progress(iterable, total) may draw a bar over folders."""
+    blob, ends = listing.paths.blob.tobytes(), listing.paths.ends
+    starts = np.concatenate([[0], ends[:-1] + 1])[:len(ends)]
+    scan = Scan(np.zeros(len(listing), dtype=np.uint8), np.zeros(len(listing.folders[0]), dtype=np.int64))
+    root = os.fsencode(listing.root)
+    for number, folder, positions in progress(by_folder(listing), len(listing.folders[0])):
+        path, there = os.path.join(root, folder), {}
+        try:
+            with os.scandir(path) as entries:
+                there = {entry.name: entry for entry in entries}
+        except OSError as error:
+            link = os.path.islink(path)
+            scan.folder_faults[number] = ("is a link that leads nowhere" if link and error.errno == errno.ENOENT else
+                                          "is not there" if error.errno == errno.ENOENT else
+                                          f"cannot be read ({error.strerror})")
+        scan.entries[number] = len(there)
+        skip = len(folder) + 1 if folder else 0
+        for i, start, end in zip(positions.tolist(), starts[positions].tolist(), ends[positions].tolist(), strict=True):
+            entry = there.get(blob[start + skip:end])
+            if entry is None or entry.is_symlink() or not entry.is_file():
+                scan.status[i] = MISSING if entry is None else file_status(entry)
+        missing = positions[scan.status[positions] == MISSING]
+        if len(missing) and len(scan.hints) < HINTS:
+            scan.hints.append(hint(root, os.fsencode(listing.paths[missing[0]]), there))
+    return scan
+
+
+def file_status(entry: os.DirEntry) -> int:
+    """OK, or what is wrong with an entry that is no plain file."""
+    try:
+        result = entry.stat()
+    except OSError as error:
+        return {errno.ENOENT: NOWHERE, errno.ELOOP: CIRCLE}.get(error.errno, DENIED)
+    if not stat.S_ISREG(result.st_mode):
+        return NO_FILE
+    return OK if result.st_size else EMPTY
+
+
+def hint(root: bytes, wanted: bytes, there: dict) -> Hint:
+    """What lies near a missing file; `there`: the entries of its folder by name."""
+    folder, _, name = wanted.rpartition(b"/")
+    stem = os.path.splitext(name.lower())[0]
+    twin = next((other for other in sorted(there) if os.path.splitext(other.lower())[0] == stem), None)
+    above = os.path.lexists(os.path.join(root, os.path.dirname(folder), name)) if folder else False
+    shown = sorted(there)[:3]
+    while not there and folder and not shown:
+        folder = os.path.dirname(folder)
+        at = os.path.join(root, folder)
+        shown = sorted(os.listdir(at))[:3] if os.path.isdir(at) and os.access(at, os.R_OK | os.X_OK) else []
+    return Hint(printable(wanted), [*map(printable, shown)], None if twin is None else printable(twin), above)
+
+
+def file_problems(listing: Listing, scan: Scan) -> list[Problem]:
+    """Every file that is not there or no file, once a folder where a whole folder is missing."""
+    problems = []
+    for number, folder, positions in by_folder(listing):
+        path, fault = printable(os.path.join(os.fsencode(listing.root), folder)), scan.folder_faults.get(number)
+        missing = positions[scan.status[positions] == MISSING]
+        if fault or len(missing) == len(positions) >= WHOLE:
+            words = f"the folder {path} {fault}" if fault else f"no image that is listed in {path} is there"
+            problems.append((positions[0], Problem("files", listing.where(positions[0]), f"{words} ({len(positions):,} "
+                                                   f"image{'s' * (len(positions) > 1)}, the first on this line)")))
+            continue
+        for i in positions[scan.status[positions] != OK].tolist():
+            state = int(scan.status[i])
+            problems.append((i, Problem("links" if state in (NOWHERE, CIRCLE, DENIED) else "files", listing.where(i),
+                                        f"{listing.subject(i)}is {WORDS[state]}")))
+    return [problem for _, problem in sorted(problems, key=lambda pair: pair[0])]
+
+
+def read_images(images: FileImages, indices: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
+    """Read and decode the images at indices (n,): 64-bit hashes of the files' bytes, (n,) uint64, 0 for a file that cannot
+    be read, and what is wrong, by index."""
+    hashes, faults = np.zeros(len(indices), dtype=np.uint64), {}
+    with warnings.catch_warnings(action="ignore"):  # of Pillow, about images that it reads all the same
+        for place, i in enumerate(indices.tolist()):
+            path = images.root / images.ids[i]
+            try:
+                data = path.read_bytes()
+                hashes[place] = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+                if data:
+                    images.image(i)
+                else:
+                    faults[i] = f"{printable(path)} is an empty file (0 bytes)"
+            except OSError as error:
+                faults[i] = f"{printable(path)} cannot be read ({error.strerror})"
+            except UnreadableImage as error:
+                faults[i] = str(error)
+    return hashes, faults
