@@ -31,6 +31,7 @@ from util.args import (
     run_command,
 )
 from util.args_finetune import add_augmentation_flags, add_loss_flags, check_finetune
+from util.bootstrap import intervals
 from util.checkpoint import load_checkpoint
 from util.losses import LOSSES, build_loss, read_prior
 from util.lr import param_groups
@@ -169,7 +170,8 @@ def score(model, criterion, loader, normalize, machine: Machine, counts) -> tupl
 
 def write_results(run: RunFolder, result: dict, logits, labels, images: ImageSet, counts: np.ndarray, provenance: dict) -> None:
     """metrics.json, predictions.npz and the figures of one evaluation; counts (C,) are those of the training images."""
-    run.write_json("metrics.json", {**result, **provenance, "data_source": images.source, "class_names": images.class_names,
+    run.write_json("metrics.json", {**result, "intervals": intervals(logits, labels, counts, result["activation"]),
+                                    **provenance, "data_source": images.source, "class_names": images.class_names,
                                     "class_counts": counts.tolist()})
     run.write_predictions(logits, labels, images.ids)
     names = images.class_names
@@ -276,6 +278,7 @@ def evaluate_checkpoint(args, machine: Machine, loader, normalize, test: ImageSe
         run.check_writable()
     _, logits, labels = score(model, criterion, loader, normalize, machine, counts)
     logits, activation = correct(logits, criterion, args.posthoc, asked, args.tau)
+    logits = logits.float()  # as predictions.npz holds them, so that it gives the same numbers again
     words = f", posthoc {args.posthoc}" * (args.posthoc != "none") + f", test prior {args.test_prior}" * bool(args.test_prior)
     result = metrics.evaluate_logits(logits, labels, counts, activation)
     say(metrics.format_table({f"{args.resume}, {args.split}{words}": result}))

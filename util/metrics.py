@@ -1,5 +1,7 @@
 """Metrics of long-tailed recognition, as pure functions of numpy arrays (torch tensors are taken too).
 
+    python -m util.metrics RUN [RUN ...] [--intervals] [--csv]      recomputes a run's numbers from its predictions
+
 Shapes: logits (N, C) real, labels (N,) integer, class_counts (C,) training images of each class in label order.
 Units: accuracies, F1 and calibration errors in percent, the unit of the paper; log-loss in nats; the Brier score as it is
 (util/calibration.py defines these two). float64, nothing rounded.
@@ -192,3 +194,10 @@ def column_text(column: str, value) -> str:
         return "-"
     digits = 3 if {"nll", "brier"} & set(column.split("_")) else 1
     return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    # The command needs the flags and with them the data sets, which users of the functions do not.
+    from util.args import run_command
+    from util.metrics_command import get_args_parser, main
+    run_command(get_args_parser(), main)
