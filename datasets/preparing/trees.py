@@ -121,14 +121,17 @@ def choose(listing: Listing, root: bytes, candidates: list[Candidate]) -> Candid
     """The candidate that changes the list's paths least, of those that lead to files about as often as the best.
 
     A tree that lacks a few images so stays the one that the list names, beside a whole copy of another size. ValueError
-    where several change as little, unless they lead to the same files.
+    where several change as little, unless they lead to the same files, or are ways to the same folder of which one finds
+    more: without class folders the list's own subfolder (`church/indoor`) is lost, or met by chance.
     """
     best = max(candidate.hits for candidate in candidates)
     likely = [candidate for candidate in candidates if candidate.hits > best / 2]
     least = min(candidate.rank for candidate in likely)
     by_files = {}
-    for candidate in likely:
-        if candidate.rank == least:
+    kept = [candidate for candidate in likely if candidate.rank == least]
+    most = {prefix: max(c.hits for c in kept if c.prefix == prefix) for prefix in {c.prefix for c in kept}}
+    for candidate in kept:
+        if candidate.hits == most[candidate.prefix]:
             by_files.setdefault(tuple(os.path.realpath(join(root, path)) for path in candidate.sample), candidate)
     if len(by_files) > 1:
         first, second = (printable(candidate.sample[0]) for candidate in list(by_files.values())[:2])
