@@ -1,4 +1,6 @@
 """Every training flag changes what is trained, the loss gets its counts in label order, and mixing keeps its shares."""
+import json
+
 import pytest
 import torch
 from timm.data.mixup import Mixup
@@ -8,6 +10,7 @@ import main_pretrain
 from engine_finetune import Targets
 from util import args_finetune
 from util.checkpoint import load_checkpoint
+from util.losses import LOSSES
 
 BASE = ["--epochs", 1, "--warmup_epochs", 0, "--mixup", .8, "--cutmix", 1, "--clip_grad", 5, "--head_bias", "prior",
         "--loss", "bal_bce", "--recount", 2]
@@ -69,6 +72,17 @@ def test_no_clipping_is_no_clipping(weights, plain):
     assert all(torch.equal(large[key], none[key]) for key in large)
     start = weights("--lr", 0, "--min_lr", 0)
     assert not torch.equal(none["blocks.0.mlp.fc1.weight"], start["blocks.0.mlp.fc1.weight"])  # gradients were not zeroed
+
+
+EVERY_LOSS = [[name] for name in LOSSES] + [["ib", "--loss_args", "warmup_epochs=0"], ["ldam", "--loss_args", "drw_epoch=0"]]
+
+
+@pytest.mark.parametrize("mixing", [[], ["--mixup", .8, "--cutmix", 1]], ids=["plain", "mixed"])
+@pytest.mark.parametrize("loss", EVERY_LOSS, ids=" ".join)
+def test_every_loss_trains_an_epoch(finetune, tmp_path, loss, mixing):
+    finetune(tmp_path / "run", "--epochs", 1, "--warmup_epochs", 0, "--loss", *loss, *mixing)
+    record = json.loads((tmp_path / "run" / "log.jsonl").read_text())
+    assert record["skipped_steps"] == 0 and record["train_loss"] > 0 and record["grad_norm"] > 0
 
 
 def test_the_loss_gets_the_counts_of_the_training_images_in_label_order(finetune, tmp_path, monkeypatch):

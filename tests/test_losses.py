@@ -226,13 +226,14 @@ def test_gradient_of_the_closed_form(name, options, reference, kind):
 
 
 @pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("kind", ["random", "extreme"])
 @pytest.mark.parametrize("blocks", [1, 4])
-def test_gradcheck(name, blocks, monkeypatch):
+def test_gradcheck(name, blocks, kind, monkeypatch):
     if blocks > 1:
         monkeypatch.setattr(losses_base, "MAX_BLOCKS", blocks)
         monkeypatch.setattr(losses_base, "MIN_BLOCK_ELEMENTS", 1)
     loss = ready(name)
-    z, t, y, h = draw(1, "random")
+    z, t, y, h = draw(1, kind)
     z, h = z.requires_grad_(), h.requires_grad_()
     inputs = (z, h) if loss.needs_features else (z,)
     for targets in (t, y):

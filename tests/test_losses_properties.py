@@ -133,7 +133,7 @@ class Recorder(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_no_host_synchronisation(name):
-    """None of the operators that wait for the device: .item(), bool(), nonzero, bincount, copies to the host."""
+    """None of the operators that wait for the device: .item(), bool(), nonzero, bincount, masks."""
     loss = ready(name)
     z, t, y, h = [v.float() if v.is_floating_point() else v for v in draw(9, "random")]
     for targets in (t, y):

@@ -1,4 +1,4 @@
-"""Every loss trains an epoch of the embedded set with and without mixing, and the table holds what the runs hold."""
+"""The study's rows, from the embedded set with and without mixing, and a table that holds what the runs hold."""
 import json
 
 import pytest
