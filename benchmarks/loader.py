@@ -4,11 +4,12 @@
 PIL image, for fine-tuning timm's RandAugment, then ToTensor and Normalize, and timm's random erasing. "pil" and "fast" are
 this project's two loaders. They hand over uint8: what the device does with a batch afterwards (normalise, erase) has rows
 of its own, measured on this core too, and "all" counts it in. Every row includes reading the file, seeding where it is
-done, and collating a batch. The rows take turns, a batch each, round after round; seconds are of CPU time, so that
-neighbours on the machine count little; medians over the rounds and ratios of them.
+done, and collating a batch. The rows take turns, a batch each, in an order drawn for every round; seconds are of CPU time,
+so that neighbours on the machine count little; medians over the rounds and ratios of them.
 """
 import argparse
 import io
+import random
 import statistics
 import tempfile
 import time
@@ -88,11 +89,11 @@ def candidates(images: FileImages, size: int) -> dict:
 
 def measure(rows: dict, rounds: int, count: int) -> dict[str, float]:
     """{row: milliseconds an image}, the median over rounds in which the rows take turns; the first round warms up."""
-    times = {name: [] for name in rows}
+    times, draw = {name: [] for name in rows}, random.Random(0)
     for _ in range(rounds + 1):
-        for name, call in rows.items():
+        for name in draw.sample(list(rows), len(rows)):  # no row always comes behind the same one
             start = time.process_time()
-            call()
+            rows[name]()
             times[name].append(1e3 * (time.process_time() - start) / count)
     return {name: statistics.median(values[1:]) for name, values in times.items()}
 

@@ -90,10 +90,13 @@ def test_the_pil_loader_is_torchvision_on_pil_images(photographs, auto_augment):
 
 
 @pytest.mark.parametrize(("settings", "tolerance"), [
-    ({"crop": "rrc"}, 0.1), ({"crop": "none"}, 0.1), ({"crop": "pad"}, 0.1), ({"crop": "rrc", "hflip": 1}, 0.1),
+    ({"crop": "rrc"}, 0.3), ({"crop": "none"}, 0.3), ({"crop": "pad"}, 0.3), ({"crop": "rrc", "hflip": 1}, 0.3),
     ({"crop": "rrc", "auto_augment": RAND_AUGMENT}, 1.5), ({"crop": "pad", "auto_augment": RAND_AUGMENT}, 1.5)], ids=str)
 def test_the_fast_loader_shows_the_same_pictures(photographs, settings, tolerance):
-    """Same boxes, flips and operations: the mean difference stays below `tolerance` of 255 in every picture."""
+    """Same boxes, flips and operations: the mean difference stays below `tolerance` of 255 in every picture.
+
+    Both round between the two axes, and some versions begin with another one: 0.25, else 0.003. RandAugment amplifies it.
+    """
     keys = [(position % 8, 1, position) for position in range(40)]
     pil, fast = (train_loader(photographs, (128, 128), 4, 0, loader=name, **settings).dataset.__getitems__(keys)
                  for name in ("pil", "fast"))
@@ -106,7 +109,7 @@ def test_the_fast_evaluation_shows_the_same_pictures(photographs):
     pil, fast = (torch.cat([images for images, _ in eval_loader(photographs, (128, 128), 3, num_workers=0, loader=name)])
                  for name in ("pil", "fast"))
     assert fast.shape == (8, 3, 128, 128) and fast.is_contiguous()
-    assert 0 < (pil.float() - fast.float()).abs().mean((1, 2, 3)).max() < 0.1
+    assert 0 < (pil.float() - fast.float()).abs().mean((1, 2, 3)).max() < 0.3
 
 
 def test_an_unknown_loader_is_refused(photographs):
@@ -198,6 +201,7 @@ def test_evaluation_covers_and_takes_the_middle(shape, size, crop_pct):
     out = eval_transform(size, crop_pct)(image)
     assert out.shape == (3, *size) and out.dtype == torch.uint8
     resized = CoverResize(size, crop_pct)(image)
+    assert np.array_equal(resized, image.resize(resized.size, Image.Resampling.BICUBIC))
     assert resized.width >= size[1] and resized.height >= size[0]
     assert abs(resized.width / resized.height - shape[1] / shape[0]) < 0.12
     if shape == size:
