@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from datasets import build_dataset
+from datasets.decode import decode_jpeg
 from datasets.imageset import ImageSet
 from datasets.longtail import hold_out
 from datasets.skipping import SkipUnreadable
@@ -34,6 +35,8 @@ def set_up(args) -> Machine:
     amp, reason = choose_amp(args.amp, device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {torch.get_num_threads()} threads"
     say(f"device {name}; matrix products in {reason}; seed {args.seed}")
+    if args.loader == "fast" and decode_jpeg is None:
+        say("note: this torchvision decodes no JPEGs, so Pillow does: the same pictures, slower")
     seed_everything(derive_seed(args.seed, "start"), device)
     return Machine(device, amp)
 
