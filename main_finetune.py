@@ -38,6 +38,7 @@ from util.args_finetune import (
     with_checkpoint_flags,
     with_loss_defaults,
 )
+from util.bootstrap import intervals
 from util.checkpoint import load_checkpoint
 from util.lr import param_groups
 from util.posthoc import METHODS, correct
@@ -154,7 +155,8 @@ def scored_split(args) -> str:
 
 def write_results(run: RunFolder, result: dict, logits, labels, images: ImageSet, counts: np.ndarray, provenance: dict) -> None:
     """metrics.json, predictions.npz and the figures of one evaluation; counts (C,) decide the groups."""
-    run.write_json("metrics.json", {**result, **provenance, "data_source": images.source, "class_names": images.class_names,
+    run.write_json("metrics.json", {**result, "intervals": intervals(logits, labels, counts, result["activation"]),
+                                    **provenance, "data_source": images.source, "class_names": images.class_names,
                                     "class_counts": counts.tolist()})
     run.write_predictions(logits, labels, images.ids)
     names = images.class_names
@@ -246,6 +248,7 @@ def evaluate_checkpoint(args) -> dict:
     counts = np.array(state["progress"]["group_counts"])
     _, logits, labels = score(model, criterion, loader, normalize, machine, counts)
     logits, activation = correct(logits, criterion, args.posthoc, asked, args.tau)
+    logits = logits.float()  # as predictions.npz holds them, so that it gives the same numbers again
     words = f", posthoc {args.posthoc}" * (args.posthoc != "none") + f", test prior {args.test_prior}" * bool(args.test_prior)
     result = metrics.evaluate_logits(logits, labels, counts, activation)
     say(metrics.format_table({f"{args.resume}, {scored_split(args)}{words}": result}))

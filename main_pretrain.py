@@ -22,6 +22,7 @@ from util.args import (
     run_command,
 )
 from util.lr import param_groups
+from util.reconstruct import show_masked
 from util.run import RunFolder, say
 from util.seed import derive_seed, seeded
 from util.setup import Session, build_training, describe, load_images, may_skip, place, plan_steps, resolved, set_up
@@ -66,10 +67,7 @@ def show_reconstructions(model, images: ImageSet, normalize: Normalize, args, ru
     batch = normalize(batch.to(device))
     model.eval()
     with seeded(derive_seed(args.seed, "figure"), device):
-        pred, mask = model.reconstruct(batch, args.mask_ratio)
-    gray = normalize(torch.full_like(batch, 127, dtype=torch.uint8))
-    shown = [normalize.undo(x).permute(0, 2, 3, 1).cpu().numpy()
-             for x in (batch, torch.where(mask.bool(), gray, batch), torch.where(mask.bool(), pred, batch))]
+        shown = show_masked(model, normalize, batch, args.mask_ratio)
     title = f"{args.model}, epoch {epoch}, mask ratio {args.mask_ratio:g}"
     if args.norm_pix_loss:
         title += "; patches undone with their true mean and deviation"

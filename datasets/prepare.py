@@ -16,13 +16,13 @@ import numpy as np
 
 from datasets import build_dataset
 from datasets.cifar import CLASSES, download
-from datasets.classes import IMAGENET, INAT, PLACES, ClassRule, check_evaluation, training_classes
 from datasets.longtail import draw, indices_hash
 from datasets.paths import printable
 from datasets.prepared import Split, check_free, write_prepared
+from datasets.preparing.classes import IMAGENET, INAT, PLACES, ClassRule, check_evaluation, training_classes
+from datasets.preparing.sources import OFFICIAL, Listing, find_lists, read_listing, read_val_labels, val_labels
+from datasets.preparing.trees import class_tree, find_images, folders_below, read_class_tree
 from datasets.records import OFFICIAL_CLASSES, OFFICIAL_SIZES, official_counts
-from datasets.sources import OFFICIAL, Listing, find_lists, read_listing, read_val_labels, val_labels
-from datasets.trees import class_tree, find_images, folders_below, read_class_tree
 from util.args import Parser, run_command
 from util.metrics import groups
 from util.run import say

@@ -15,15 +15,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datasets import FACTORS, checks, records
-from datasets.causes import PLACES_STANDARD_MOST, Facts, likely_causes
+from datasets import FACTORS, records
 from datasets.imageset import FileImages, Record
-from datasets.inventory import READERS, Inventory, take_inventory
-from datasets.listing import EMPTY_CLASS, Problem
 from datasets.longtail import longtail_counts_of
 from datasets.parallel import CHUNK, over_chunks
 from datasets.paths import printable
-from datasets.scan import MISSING, OK, Scan, file_problems, read_images, scan_files
+from datasets.verifying import checks
+from datasets.verifying.causes import PLACES_STANDARD_MOST, Facts, likely_causes
+from datasets.verifying.inventory import READERS, Inventory, take_inventory
+from datasets.verifying.listing import EMPTY_CLASS, Problem
+from datasets.verifying.scan import MISSING, OK, Scan, file_problems, read_images, scan_files
 from util.args import Parser, run_command
 from util.metrics import FEW_BELOW, MANY_ABOVE, groups
 from util.run import progress, say

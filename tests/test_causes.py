@@ -4,12 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets.causes import CAUSES, Facts, likely_causes
-from datasets.checks import label_problems, listed_twice, path_keys, shared_content, shared_paths
-from datasets.listing import Listing
 from datasets.paths import PathTable
 from datasets.records import OFFICIAL_SIZES, official_counts
-from datasets.scan import Hint
+from datasets.verifying.causes import CAUSES, Facts, likely_causes
+from datasets.verifying.checks import label_problems, listed_twice, path_keys, shared_content, shared_paths
+from datasets.verifying.listing import Listing
+from datasets.verifying.scan import Hint
 
 INAT = official_counts("inat18")
 IMAGENET = official_counts("imagenet_lt")

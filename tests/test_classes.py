@@ -1,4 +1,4 @@
-"""datasets/classes.py and datasets/sources.py: labels that are not the classes, and annotations that are none."""
+"""datasets/preparing/, classes.py and sources.py: labels that are not the classes, and annotations that are none."""
 import json
 import re
 

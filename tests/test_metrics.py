@@ -1,4 +1,4 @@
-"""Metrics against cases worked out by hand, a plain float64 loop, torchmetrics and scikit-learn."""
+"""Metrics against cases worked out by hand and scikit-learn."""
 
 import json
 import math
@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from util import metrics
+from datasets.longtail import longtail_counts
+from util import arrays, metrics
 
 COUNTS = np.array([101, 100, 20, 19])  # one class on each side of both borders of the groups
 
@@ -25,20 +26,6 @@ def tied_case(seed, images=300, classes=6):
     """Logits out of three values only, so that most rows hold ties."""
     rng = np.random.default_rng(seed)
     return rng.integers(0, 3, (images, classes)).astype(np.float32), rng.integers(0, classes, images)
-
-
-def plain_calibration(confidence, correct, bins):
-    """The definition, one image after the other: bin b is (b / bins, (b + 1) / bins], 0 is in the first."""
-    members = [[] for _ in range(bins)]
-    for score, hit in zip(confidence.tolist(), correct.tolist(), strict=True):
-        b = next(b for b in range(bins) if score <= (b + 1) / bins)
-        members[b].append((score, hit))
-    gaps = []
-    for rows in members:
-        if rows:
-            score, hit = sum(row[0] for row in rows) / len(rows), sum(row[1] for row in rows) / len(rows)
-            gaps.append((len(rows) / len(confidence), abs(hit - score)))
-    return 100 * sum(share * gap for share, gap in gaps), 100 * max(gap for _, gap in gaps)
 
 
 def test_group_borders():
@@ -63,7 +50,13 @@ def test_evaluate_by_hand():
     assert result["few"] == 100
     assert result["per_class_accuracy"] == [pytest.approx(200 / 3), 50, None, 100]
     assert result["confusion_matrix"] == [[2, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 1]]
-    assert result["group_classes"] == {"many": 1, "medium": 2, "few": 1}
+    assert result["group_classes"] == {"many": 1, "medium": 2, "few": 1, "medium_gt20": 1, "few_le20": 2}
+    assert result["medium_gt20"] == 50 and result["few_le20"] == 100
+    assert result["balanced_accuracy"] == pytest.approx((200 / 3 + 50 + 100) / 3, abs=1e-12)
+    # Class 2 has no test image but a wrong prediction, so its F1 is 0 and counts.
+    assert result["macro_f1"] == pytest.approx(100 * (4 / 5 + 1 / 2 + 0 + 1) / 4, abs=1e-12)
+    assert result["nll"] == result["nll_softmax"] == pytest.approx(-(4 * math.log(0.7) + 2 * math.log(0.1)) / 6)
+    assert result["brier"] == pytest.approx((4 * (0.09 + 3 * 0.01) + 2 * (0.81 + 0.49 + 2 * 0.01)) / 6)
     assert result["top5"] == 100  # there are only four classes
     # Softmax confidence is .7 throughout, sigmoid confidence .7 / 1.7; four of six are right.
     assert result["ece"] == result["ece_softmax"] == pytest.approx(100 * (0.7 - 4 / 6))
@@ -113,57 +106,6 @@ def test_ties_earn_no_credit():
         metrics.topk_accuracy(np.zeros((10, 10)), labels, 0)
 
 
-@pytest.mark.parametrize("bins", [1, 10, 15])
-@pytest.mark.parametrize("seed", range(20))
-def test_calibration_equals_a_plain_loop(seed, bins):
-    rng = np.random.default_rng(seed)
-    if seed % 2:  # every edge of the bins many times, both ends among them
-        confidence = rng.integers(0, bins + 1, 200) / bins
-    else:  # a few filled bins only
-        confidence = 1 - rng.beta(1, 8 + seed, 200)
-    correct = rng.random(200) < confidence**2
-    result = metrics.calibration(confidence, correct, bins)
-    assert (result.ece, result.mce) == pytest.approx(plain_calibration(confidence, correct, bins), abs=1e-10)
-
-
-def test_calibration_bins():
-    result = metrics.calibration([0.0, 1 / 15, 0.07, 0.2, 1.0], [False, True, False, True, True])
-    assert result.count.tolist() == [2, 1, 1] + [0] * 11 + [1]
-    assert result.accuracy[[0, 1, 2, 14]].tolist() == [50, 0, 100, 100]
-    assert result.confidence[[0, 1, 2, 14]].tolist() == pytest.approx([100 / 30, 7, 20, 100])
-    assert np.isnan(result.accuracy[3:14]).all() and np.isnan(result.confidence[3:14]).all()
-    assert result.mce == pytest.approx(80)
-    assert result.ece == pytest.approx((2 * (50 - 100 / 30) + 7 + 80) / 5)
-    # Each edge closes its bin, and the next larger number is in the next one, which a product with 15 rounds away.
-    edges = np.arange(1, 16) / 15
-    assert metrics.calibration(edges, np.ones(15)).count.tolist() == [1] * 15
-    assert metrics.calibration(np.nextafter(edges[:-1], 1), np.ones(14)).count.tolist() == [0] + [1] * 14
-
-
-def test_confidence():
-    logits = np.array([[1000.0, 0.0], [-1000.0, -1001.0], [0.3, 0.1]])
-    softmax = metrics.confidence(logits, "softmax")
-    assert softmax.tolist() == pytest.approx([1, 1 / (1 + math.exp(-1)), 1 / (1 + math.exp(-0.2))], abs=1e-15)
-    with np.errstate(over="raise"):
-        sigmoid = metrics.confidence(logits, "sigmoid")
-    assert sigmoid.tolist() == pytest.approx([1, 0, 1 / (1 + math.exp(-0.3))], abs=1e-15)
-    assert softmax.dtype == sigmoid.dtype == np.float64
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_calibration_equals_torchmetrics(seed):
-    classification = pytest.importorskip("torchmetrics.classification", reason="torchmetrics is not installed")
-    logits, labels = random_case(seed, images=1000)
-    wide = torch.from_numpy(logits).double()
-    correct = logits.argmax(axis=1) == labels
-    for name, scores in (("softmax", wide.softmax(dim=1)), ("sigmoid", wide.sigmoid())):
-        ours = metrics.calibration(metrics.confidence(logits, name), correct)
-        for norm, value in (("l1", ours.ece), ("max", ours.mce)):
-            theirs = classification.MulticlassCalibrationError(num_classes=logits.shape[1], n_bins=15, norm=norm)
-            theirs.set_dtype(torch.float64)
-            assert value == pytest.approx(100 * theirs(scores, torch.from_numpy(labels)).item(), abs=1e-4)
-
-
 @pytest.mark.parametrize("seed", range(5))
 def test_accuracies_equal_scikit_learn(seed):
     theirs = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
@@ -182,17 +124,52 @@ def test_accuracies_equal_scikit_learn(seed):
     assert {name: result[name] for name in groups} == pytest.approx(groups, abs=1e-12)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_means_over_classes_equal_scikit_learn(seed):
+    theirs = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
+    logits, labels = random_case(seed, classes=12)
+    logits[:, 3 + seed] -= 30  # a class that is never answered
+    kept = (labels != 3 + seed) | (seed % 2 == 0)  # and that in some cases has no image either
+    kept &= labels != 0  # one that is answered and has none
+    logits, labels = logits[kept], labels[kept]
+    result, predictions = metrics.evaluate_logits(logits, labels, np.arange(12) * 15), logits.argmax(axis=1)
+    assert (predictions == 0).any()
+    f1 = theirs.f1_score(labels, predictions, average="macro", zero_division=0)
+    assert result["macro_f1"] == pytest.approx(100 * f1, abs=1e-11)
+    recalls = theirs.recall_score(labels, predictions, labels=np.unique(labels), average=None)
+    assert result["balanced_accuracy"] == pytest.approx(100 * recalls.mean(), abs=1e-11)
+
+
+def test_the_two_few_shot_conventions_differ_in_the_class_of_twenty():
+    counts = np.array([101, 100, 21, 20, 19, 1])
+    one, other = metrics.groups(counts), metrics.groups_le20(counts)
+    assert np.array_equal(one["medium"] ^ other["medium_gt20"], counts == 20)
+    assert np.array_equal(one["few"] ^ other["few_le20"], counts == 20)
+    assert (one["many"].astype(int) + other["medium_gt20"] + other["few_le20"]).tolist() == [1] * 6
+
+
+def test_cifar_10_lt_has_no_few_shot_class():
+    counts = longtail_counts(5000, 100, 10)
+    result = metrics.evaluate_logits(*random_case(2, classes=10), counts)
+    assert [result["few"], result["few_le20"], result["group_classes"]["few"]] == [None, None, 0] and result["medium"] > 0
+    lines = metrics.format_table({"run": result}, ("many", "few", "few_le20")).splitlines()
+    assert lines[2].split() == ["run", f"{result['many']:.1f}", "-", "-"]
+
+
 def test_blocks_change_nothing(monkeypatch):
     logits, labels = random_case(3)
     whole = metrics.evaluate_logits(logits, labels, np.arange(1, 8) * 30)
-    monkeypatch.setattr(metrics, "BLOCK_VALUES", 50)  # seven rows a block
-    assert metrics.evaluate_logits(logits, labels, np.arange(1, 8) * 30) == whole
+    monkeypatch.setattr(arrays, "BLOCK_VALUES", 50)  # seven rows a block
+    assert len(arrays.row_blocks(logits)) == 58
+    blocks = metrics.evaluate_logits(logits, labels, np.arange(1, 8) * 30)
+    for key, value in whole.items():  # sums over the images of a class run over the blocks
+        assert blocks[key] == (pytest.approx(value, rel=1e-13) if key.startswith("classwise") else value)
 
 
 def test_memory_of_many_classes():
-    logits = np.random.default_rng(0).normal(size=(4000, 8142)).astype(np.float32)  # 130 MB
+    logits = np.random.default_rng(0).normal(size=(2500, 8142)).astype(np.float32)  # 81 MB
     tracemalloc.start()
-    metrics.evaluate_logits(logits, np.arange(4000), np.full(8142, 50))
+    metrics.evaluate_logits(logits, np.arange(2500), np.full(8142, 50))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < logits.nbytes  # one float64 copy alone would take twice that
@@ -268,3 +245,10 @@ def test_table():
     ]
     with pytest.raises(ValueError, match="unknown column 'manny'; expected one of ece, few, many"):
         metrics.format_table(rows, ("manny",))
+    result = metrics.evaluate_logits(*random_case(0), np.arange(7) * 18)
+    columns = ("few_le20", "medium_gt20", "macro_f1", "nll", "brier_sigmoid", "classwise_ece", "activation")
+    titles, _, row = metrics.format_table({"": result}, columns).splitlines()
+    assert titles.split("  ")[1:] == ["few (<=20) %", "medium (>20) %", "macro F1 %", "NLL nats", "Brier sigmoid",
+                                      "classwise ECE %", "activation"]
+    assert row.split()[3:] == [f"{result['nll']:.3f}", f"{result['brier_sigmoid']:.3f}", f"{result['classwise_ece']:.1f}",
+                               "softmax"]

@@ -1,4 +1,4 @@
-"""datasets/trees.py: every publisher's lists over every form of the trees, and trees of wnids."""
+"""datasets/preparing/trees.py: every publisher's lists over every form of the trees, and trees of wnids."""
 import os
 import re
 import shutil
@@ -6,8 +6,9 @@ import shutil
 import numpy as np
 import pytest
 
-from datasets import build_dataset, trees
+from datasets import build_dataset
 from datasets.longtail import draw
+from datasets.preparing import trees
 from tests.made_up_trees import KINDS, SMALL, build, edit, prepare, prepared, refused, wnid
 
 PLACES = ["", "flat", "hyphen", "data_256"]

@@ -6,11 +6,12 @@ import sys
 import numpy as np
 import pytest
 
-from datasets import DATASETS, inventory, verify
+from datasets import DATASETS, verify
 from datasets.imageset import FileImages
 from datasets.paths import PathTable
 from datasets.prepared import Split, write_prepared
-from datasets.scan import read_images
+from datasets.verifying import inventory
+from datasets.verifying.scan import read_images
 from tests.trees import WNIDS, Tree, cause, make_official, write_pictures
 from util.args import run_command
 
@@ -224,7 +225,7 @@ def test_places_folders_that_are_too_full(tree, monkeypatch):
     write_prepared(tree.out, "places_lt", tree.root, WNIDS, "list", {
         "train": Split([path for path, _ in tree.train], np.array([label for _, label in tree.train]), "made up")})
     monkeypatch.setattr(verify, "PLACES_STANDARD_MOST", 11)
-    monkeypatch.setattr("datasets.causes.PLACES_STANDARD_MOST", 11)
+    monkeypatch.setattr("datasets.verifying.causes.PLACES_STANDARD_MOST", 11)
     _, text, rows = tree.run(name="places_lt")
     assert rows["folders of Places365-Standard"] == ("at most 11 files", "1 problem", "WRONG")
     assert f"  train/{WNIDS[0]}: 12 files, and a class of Places365-Standard has at most 11\n" in text

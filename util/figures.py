@@ -5,7 +5,6 @@ saves what `draw_name(...)` returns as a Figure, for TensorBoard and tests. Accu
 """
 
 import math
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,8 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from util.figures_pictures import draw_rows
+from util.figures_pictures import plain as _plain
 from util.metrics import FEW_BELOW, MANY_ABOVE, group_accuracy, groups
 
 # Okabe and Ito's palette: told apart with every kind of colour blindness, and of different brightness in grey print.
@@ -24,42 +25,19 @@ NAMED_CLASSES = 30  # above it class names would not be legible; a rank axis sta
 NUMBERED_CELLS = 20
 MAX_BARS = 400  # more bars than that are thinner than a printed line
 MAX_NAME = 24
-EXAMPLES_PER_ROW = 8
 
 
 def reconstructions(path, images, masked, reconstructed, title):
     """Rows of image, masked image and reconstruction. Arrays (K, H, W, C) or (K, H, W), floats in [0, 1].
 
-    Values outside are clipped, since a reconstruction overshoots. C = 3 is drawn in colour, any other number of
-    channels as their mean in grey. A ValueError for other shapes, integers or nan.
+    Drawn as `util.figures_pictures.draw_rows` says; a ValueError as there.
     """
     return _save(draw_reconstructions(images, masked, reconstructed, title), path)
 
 
 def draw_reconstructions(images, masked, reconstructed, title):
     """The Figure of `reconstructions`."""
-    rows = {"image": images, "masked": masked, "reconstruction": reconstructed}
-    rows = {name: _as_pictures(values, name) for name, values in rows.items()}
-    shapes = {name: values.shape for name, values in rows.items()}
-    if len(set(shapes.values())) > 1:
-        raise ValueError(f"pictures of shapes {shapes}; expected one shape")
-    count, height, width = rows["image"].shape[:3]
-    blocks, across = math.ceil(count / EXAMPLES_PER_ROW), min(count, EXAMPLES_PER_ROW)
-    size = (max(1.25 * across, 2.5) + 1.1, blocks * (3.75 * height / width + 0.3) + 0.5)
-    figure = Figure(figsize=size, layout="compressed")
-    figure.suptitle(textwrap.fill(_plain(title), int(10 * size[0])), fontsize=11)
-    axes = figure.subplots(3 * blocks, across, squeeze=False)
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[], frame_on=False)
-    for sample in range(count):
-        block, column = divmod(sample, across)
-        axes[3 * block, column].set_title(f"{sample + 1}", fontsize=9)
-        for offset, (name, values) in enumerate(rows.items()):
-            axis = axes[3 * block + offset, column]
-            axis.imshow(values[sample], cmap="gray", vmin=0, vmax=1)
-            if column == 0:
-                axis.set_ylabel(name, fontsize=10, rotation=0, ha="right", va="center")
-    return figure
+    return draw_rows({"image": images, "masked": masked, "reconstruction": reconstructed}, title)
 
 
 def training_curves(path, records):
@@ -269,13 +247,6 @@ def _save(figure, path):
     return path
 
 
-def _plain(text, length=200):
-    """Its middle cut out beyond `length`, and dollars escaped: matplotlib reads what is between two as mathematics."""
-    if len(text) > length:
-        text = f"{text[: length // 2]}…{text[length // 2 + 1 - length :]}"
-    return text.replace("$", r"\$")
-
-
 def _floats(values):
     return np.array(list(values), dtype=np.float64)  # None becomes nan
 
@@ -292,13 +263,3 @@ def _sorted_classes(class_counts, class_names):
     if counts.shape != (len(class_names),):
         raise ValueError(f"{counts.shape} class counts for {len(class_names)} class names; expected as many of both")
     return counts, [_plain(name, MAX_NAME) for name in class_names], np.argsort(-counts, kind="stable")
-
-
-def _as_pictures(values, name):
-    values = np.asarray(values)
-    if values.ndim not in (3, 4) or 0 in values.shape or values.dtype.kind != "f" or np.isnan(values).any():
-        found = f"{name}: shape {values.shape} of {values.dtype}"
-        raise ValueError(f"{found}; expected (K, H, W) or (K, H, W, C) of floats in [0, 1] without nan")
-    if values.ndim == 4 and values.shape[3] != 3:
-        values = values.mean(axis=3)
-    return np.clip(values.astype(np.float64), 0, 1)

@@ -1,22 +1,38 @@
 """Metrics of long-tailed recognition, as pure functions of numpy arrays (torch tensors are taken too).
 
+    python -m util.metrics RUN [RUN ...] [--intervals] [--csv]      recomputes a run's numbers from its predictions
+
 Shapes: logits (N, C) real, labels (N,) integer, class_counts (C,) training images of each class in label order.
-Units: accuracies, ECE and MCE in percent, the unit of the paper; float64, nothing rounded.
+Units: accuracies, F1 and calibration errors in percent, the unit of the paper; log-loss in nats; the Brier score as it is
+(util/calibration.py defines these two). float64, nothing rounded.
 Predictions are `argmax`: of equal logits the lowest class index wins, as in numpy and torch.
 """
-
-from dataclasses import dataclass
-
 import numpy as np
+
+from util.arrays import (
+    as_array,
+    as_counts,
+    as_labels,
+    as_logits,
+    check_counts,
+    check_pair,
+    check_range,
+    percent,
+    row_blocks,
+)
+from util.calibration import CONFIDENCES, calibration, check_activation, confidence, probability_metrics
+
+__all__ = ["calibration", "confidence", "confusion_matrix", "evaluate_logits", "format_table", "group_accuracy", "groups",
+           "groups_le20", "label_rank", "macro_f1", "per_class_accuracy", "topk_accuracy"]
 
 # Liu et al., "Large-Scale Long-Tailed Recognition in an Open World", CVPR 2019 (OLTR), as the LiVT paper uses it:
 # many-shot classes have more than 100 training images, few-shot classes fewer than 20, medium-shot 20 to 100.
 MANY_ABOVE = 100
 FEW_BELOW = 20
 
-CALIBRATION_BINS = 15
 MATRIX_MAX_CLASSES = 100  # 8,142 classes would put 66 million numbers into a metrics.json
-BLOCK_VALUES = 2**22  # 32 MB of float64: logits are widened a block of rows at a time, never as a whole
+WORDS = {"ece": "ECE", "mce": "MCE", "nll": "NLL", "f1": "F1", "brier": "Brier", "gt20": "(>20)", "le20": "(<=20)"}
+UNITS = {"num": "", "activation": "", "brier": "", "nll": " nats"}  # by a column's first word; percent for the others
 
 
 def groups(class_counts):
@@ -24,9 +40,16 @@ def groups(class_counts):
 
     A ValueError where a count is negative or not finite.
     """
-    counts = _as_counts(class_counts)
+    counts = as_counts(class_counts)
     many, few = counts > MANY_ABOVE, counts < FEW_BELOW
     return {"many": many, "medium": ~many & ~few, "few": few}
+
+
+def groups_le20(class_counts):
+    """The other convention in use, in which a class of exactly 20 images is few-shot; many-shot classes are the same."""
+    counts = as_counts(class_counts)
+    few = counts <= FEW_BELOW
+    return {"medium_gt20": ~few & (counts <= MANY_ABOVE), "few_le20": few}
 
 
 def label_rank(logits, labels):
@@ -35,11 +58,11 @@ def label_rank(logits, labels):
     Before it stand the classes with a larger logit, and those with an equal logit and a lower index. So rank 0 is
     `argmax == label` with ties too, and a model that answers all classes alike earns k / C at top-k, not 100 %.
     """
-    logits, labels = _as_logits(logits), _as_labels(labels)
-    _check_pair(logits, labels)
+    logits, labels = as_logits(logits), as_labels(labels)
+    check_pair(logits, labels)
     columns = np.arange(logits.shape[1])
     rank = np.empty(len(labels), dtype=np.int64)
-    for rows in _row_blocks(logits):
+    for rows in row_blocks(logits):
         block, own = logits[rows], labels[rows, None]
         value = np.take_along_axis(block, own, axis=1)
         rank[rows] = ((block > value) | ((block == value) & (columns < own))).sum(axis=1)
@@ -58,21 +81,21 @@ def topk_accuracy(logits, labels, k):
 
 def confusion_matrix(predictions, labels, num_classes):
     """Numbers of images (C, C) int64: row = true class, column = predicted class."""
-    predictions, labels = _as_labels(predictions, "predictions"), _as_labels(labels)
+    predictions, labels = as_labels(predictions, "predictions"), as_labels(labels)
     if predictions.shape != labels.shape:
         raise ValueError(f"{len(predictions)} predictions for {len(labels)} labels; expected as many of both")
-    _check_range(predictions, num_classes, "predictions")
-    _check_range(labels, num_classes, "labels")
+    check_range(predictions, num_classes, "predictions")
+    check_range(labels, num_classes, "labels")
     cells = np.bincount(labels * num_classes + predictions, minlength=num_classes**2)
     return cells.reshape(num_classes, num_classes)
 
 
 def per_class_accuracy(confusion):
     """Accuracy of each class (C,) in percent from a confusion matrix; nan where a class has no test image."""
-    confusion = _as_array(confusion)
+    confusion = as_array(confusion)
     if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1]:
         raise ValueError(f"a confusion matrix of shape {confusion.shape}; expected (C, C)")
-    return _percent(confusion.diagonal(), confusion.sum(axis=1))
+    return percent(confusion.diagonal(), confusion.sum(axis=1))
 
 
 def group_accuracy(accuracy, members):
@@ -87,182 +110,94 @@ def group_accuracy(accuracy, members):
     return float(values.mean()) if len(values) else None
 
 
-def confidence(logits, activation="softmax"):
-    """Score of the predicted class, (N,) float64 in [0, 1], by "softmax" or "sigmoid" of the logits."""
-    if activation not in CONFIDENCES:
-        raise ValueError(f"unknown activation {activation!r}; expected one of {', '.join(CONFIDENCES)}")
-    logits = _as_logits(logits)
-    score = np.empty(len(logits), dtype=np.float64)
-    for rows in _row_blocks(logits):
-        score[rows] = CONFIDENCES[activation](logits[rows].astype(np.float64))
-    return score
+def macro_f1(hits, images, predicted):
+    """Mean F1 in percent over the classes that have a test image or a prediction, as scikit-learn takes it.
 
-
-def _softmax_confidence(block):
-    # The largest exponential is exp(0) = 1, so the predicted class' share is one over the sum.
-    block -= block.max(axis=1, keepdims=True)
-    return 1.0 / np.exp(block, out=block).sum(axis=1)
-
-
-def _sigmoid_confidence(block):
-    # By logaddexp, since exp(-z) overflows for very negative logits.
-    return np.exp(-np.logaddexp(0.0, -block.max(axis=1)))
-
-
-CONFIDENCES = {"softmax": _softmax_confidence, "sigmoid": _sigmoid_confidence}
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """ece and mce in percent; by bin (B,): images (int64), mean confidence and accuracy in percent, nan if empty."""
-
-    ece: float
-    mce: float
-    count: np.ndarray
-    confidence: np.ndarray
-    accuracy: np.ndarray
-
-
-def calibration(confidence, correct, bins=CALIBRATION_BINS):
-    """Expected and maximum calibration error over `bins` equal bins of the confidence (Guo et al., ICML 2017).
-
-    confidence (N,) in [0, 1], correct (N,) boolean. Bin b is (b / bins, (b + 1) / bins]; confidence 0 is in the first.
-    ECE weighs each bin's |accuracy - mean confidence| by its share of the images, MCE is the largest of them; empty
-    bins add nothing to ECE and do not take part in MCE. The bins are filled once over all images, not batch by batch.
+    Each (C,): right answers, test images and predictions of a class. F1 = 2 hits / (images + predicted).
     """
-    confidence = np.asarray(_as_array(confidence), dtype=np.float64)
-    correct = _as_array(correct)
-    if confidence.ndim != 1 or confidence.shape != correct.shape or not len(confidence):
-        raise ValueError(f"confidence {confidence.shape}, correct {correct.shape}; expected (N,) of both, N at least 1")
-    if not np.all((confidence >= 0) & (confidence <= 1)):
-        raise ValueError("confidence holds values outside [0, 1]; expected softmax or sigmoid scores, not logits")
-    if bins < 1:
-        raise ValueError(f"{bins} calibration bins; expected at least 1")
-    # Compared with the edges themselves, since confidence * bins rounds some numbers across them.
-    edges = np.arange(bins + 1) / bins
-    index = np.maximum(np.searchsorted(edges, confidence, side="left") - 1, 0)
-    count = np.bincount(index, minlength=bins)
-    score = _percent(np.bincount(index, weights=confidence, minlength=bins), count)
-    accuracy = _percent(np.bincount(index, weights=correct.astype(np.float64), minlength=bins), count)
-    filled = count > 0
-    gap = np.abs(accuracy - score)[filled]
-    ece = float(np.sum(count[filled] / len(confidence) * gap))
-    return Calibration(ece, float(gap.max()), count, score, accuracy)
+    return float(np.nanmean(percent(2.0 * as_array(hits), as_array(images) + as_array(predicted))))
 
 
 def evaluate_logits(logits, labels, class_counts, activation="softmax"):
     """All metrics of one evaluation as plain Python values, ready for JSON.
 
-    `activation` is that of the loss ("sigmoid" for BCE) and decides what `ece` and `mce` are; both kinds stand beside
-    them. `overall` and `top5` are over images; `many`, `medium`, `few` are means over the classes of the group, None
-    where it is empty. `per_class_accuracy` is None for a class without test images. `confusion_matrix` (rows = true
-    class) is there only for C <= 100. Errors are ValueErrors of one line: nan or inf in the logits, shapes that do not
-    fit, a label outside 0 .. C - 1, no images.
+    num_samples; overall, top5        images, and percent of them
+    many, medium, few                 percent, means over the classes of the group (> 100, 20 to 100, < 20 training images)
+    medium_gt20, few_le20             the same where a class of exactly 20 is few-shot
+    balanced_accuracy, macro_f1       percent, means over the classes that have test images (or, F1, predictions)
+    ece, mce, classwise_ece, nll, brier   see util/calibration.py; by `activation`, that of the loss ("sigmoid" for BCE), and
+                                      each by either activation as ece_softmax, ece_sigmoid, ...
+    group_classes                     classes of each group
+    per_class_accuracy                percent (C,)
+    confusion_matrix                  images (C, C), rows = true class; for C <= 100 only
+
+    None stands for a group without classes that have test images, and for the accuracy of a class without. Errors are
+    ValueErrors of one line: nan or inf in the logits, shapes that do not fit, a label outside 0 .. C - 1, no images.
     """
-    logits, labels, counts = _as_logits(logits), _as_labels(labels), _as_counts(class_counts)
-    _check_pair(logits, labels)
+    check_activation(activation)
+    logits, labels, counts = as_logits(logits), as_labels(labels), as_counts(class_counts)
+    check_pair(logits, labels)
     classes = logits.shape[1]
-    if len(counts) != classes:
-        raise ValueError(f"{len(counts)} class counts for logits of {classes} classes; expected one count a class")
-    if activation not in CONFIDENCES:
-        raise ValueError(f"unknown activation {activation!r}; expected one of {', '.join(CONFIDENCES)}")
-    rank = label_rank(logits, labels)
-    correct = rank == 0
-    by_score = {name: calibration(confidence(logits, name), correct) for name in CONFIDENCES}
+    check_counts(counts, classes)
+    rank, predictions = label_rank(logits, labels), np.argmax(logits, axis=1)
     # Not from a confusion matrix, which takes half a gigabyte for the classes of iNaturalist.
-    accuracy = _percent(np.bincount(labels[correct], minlength=classes), np.bincount(labels, minlength=classes))
-    masks = groups(counts)
-    result = {"num_samples": len(labels), "overall": 100.0 * float(correct.mean())}
-    result["top5"] = 100.0 * float(np.mean(rank < 5))
+    hits, images, predicted = (np.bincount(k, minlength=classes) for k in (labels[rank == 0], labels, predictions))
+    accuracy = percent(hits, images)
+    masks = groups(counts) | groups_le20(counts)
+    result = {"num_samples": len(labels)}
+    result |= {"overall": 100.0 * float(np.mean(rank == 0)), "top5": 100.0 * float(np.mean(rank < 5))}
     result |= {name: group_accuracy(accuracy, members) for name, members in masks.items()}
-    result |= {"ece": by_score[activation].ece, "mce": by_score[activation].mce, "activation": activation}
-    for name, value in by_score.items():
-        result |= {f"ece_{name}": value.ece, f"mce_{name}": value.mce}
+    result["balanced_accuracy"] = group_accuracy(accuracy, np.ones(classes))
+    result["macro_f1"] = macro_f1(hits, images, predicted)
+    scores = {name: probability_metrics(logits, labels, name) for name in CONFIDENCES}
+    result |= {**scores[activation], "activation": activation}
+    result |= {f"{key}_{name}": value for name in scores for key, value in scores[name].items()}
     result["group_classes"] = {name: int(members.sum()) for name, members in masks.items()}
     result["per_class_accuracy"] = [None if np.isnan(value) else float(value) for value in accuracy]
     if classes <= MATRIX_MAX_CLASSES:
-        result["confusion_matrix"] = confusion_matrix(np.argmax(logits, axis=1), labels, classes).tolist()
+        result["confusion_matrix"] = confusion_matrix(predictions, labels, classes).tolist()
     return result
 
 
 def format_table(rows, columns=("many", "medium", "few", "overall", "ece", "mce")):
-    """Aligned plain text of {row name: result of evaluate_logits}: floats with one decimal, "-" for None or absent.
+    """Aligned plain text of {row name: result of evaluate_logits}: percent with one decimal, "-" for None or absent.
 
-    A ValueError where no row knows a column, since that is a misspelt name.
+    NLL and Brier score have three decimals. A ValueError where no row knows a column, since that is a misspelt name.
     """
     for column in columns:
         if rows and not any(column in row for row in rows.values()):
             known = sorted({key for row in rows.values() for key in row})
             raise ValueError(f"unknown column {column!r}; expected one of {', '.join(known)}")
-    lines = [["", *(_header(column) for column in columns)]]
-    lines += [[name, *(_cell(row.get(column)) for column in columns)] for name, row in rows.items()]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns) + 1)]
+    lines = [["", *(column_title(column) for column in columns)]]
+    lines += [[name, *(column_text(column, row.get(column)) for column in columns)] for name, row in rows.items()]
+    return align(lines)
+
+
+def align(lines: list[list[str]]) -> str:
+    """A header and rows of cells as text: a rule below the header, the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
     text.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(text)
 
 
-def _header(column):
-    title = column.replace("_", " ").replace("ece", "ECE").replace("mce", "MCE")
-    return title if column in ("num_samples", "activation") else f"{title} %"
+def column_title(column: str) -> str:
+    """The name of a metric as a person reads it, with its unit: "few_le20" is "few (<=20) %"."""
+    words = column.split("_")
+    kind = next((word for word in words if word in UNITS), "percent")
+    return " ".join(WORDS.get(word, word) for word in words) + UNITS.get(kind, " %")
 
 
-def _cell(value):
+def column_text(column: str, value) -> str:
+    """A value of that metric for a table, "-" for None."""
     if value is None:
         return "-"
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
+    digits = 3 if {"nll", "brier"} & set(column.split("_")) else 1
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 
 
-def _percent(part, whole):
-    """100 * part / whole in float64, nan where whole is 0."""
-    whole = np.asarray(whole, dtype=np.float64)
-    return 100.0 * np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
-
-
-def _row_blocks(logits):
-    step = max(1, BLOCK_VALUES // logits.shape[1])
-    return [slice(start, start + step) for start in range(0, len(logits), step)]
-
-
-def _as_array(values):
-    if hasattr(values, "detach"):  # a torch tensor, wherever it lies; numpy knows no bfloat16
-        values = values.detach().cpu()
-        values = values.float() if str(values.dtype) == "torch.bfloat16" else values
-    return np.asarray(values)
-
-
-def _as_logits(logits):
-    logits = _as_array(logits)
-    if logits.ndim != 2 or 0 in logits.shape:
-        raise ValueError(f"logits of shape {logits.shape}; expected (N, C) with at least one image and one class")
-    if logits.dtype.kind not in "fiu":
-        raise ValueError(f"logits of type {logits.dtype}; expected real numbers")
-    broken = sum(int((~np.isfinite(logits[rows]).all(axis=1)).sum()) for rows in _row_blocks(logits))
-    if broken:
-        raise ValueError(f"{broken} of {len(logits)} rows of logits hold nan or inf; expected finite numbers")
-    return logits
-
-
-def _as_labels(labels, name="labels"):
-    labels = _as_array(labels)
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise ValueError(f"{name} of shape {labels.shape} and type {labels.dtype}; expected (N,) integers")
-    return labels.astype(np.int64)
-
-
-def _as_counts(class_counts):
-    counts = np.asarray(_as_array(class_counts), dtype=np.float64)
-    if counts.ndim != 1 or not np.all(np.isfinite(counts) & (counts >= 0)):
-        raise ValueError(f"class counts of shape {counts.shape}; expected (C,) finite numbers of at least 0")
-    return counts
-
-
-def _check_pair(logits, labels):
-    if len(logits) != len(labels):
-        raise ValueError(f"{len(labels)} labels for {len(logits)} rows of logits; expected one label a row")
-    _check_range(labels, logits.shape[1], "labels")
-
-
-def _check_range(values, num_classes, name):
-    if len(values) and (values.min() < 0 or values.max() >= num_classes):
-        raise ValueError(f"{name} from {values.min()} to {values.max()}; expected 0 to {num_classes - 1}")
+if __name__ == "__main__":
+    # The command needs the flags and with them the data sets, which users of the functions do not.
+    from util.args import run_command
+    from util.metrics_command import get_args_parser, main
+    run_command(get_args_parser(), main)

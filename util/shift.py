@@ -7,8 +7,6 @@ order of the training set, "backward" ones in the reverse order. They drop test 
 without the noise of a draw. Three answers stand side by side: the logits as they are, moved to the known test prior
 (Thm. 3), and moved to a prior that is estimated without labels (EM).
 """
-import json
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,15 +14,17 @@ import numpy as np
 
 from datasets.sampling import check_prior_rule, expected_frequencies
 from util.args import Parser, parse_options, run_command
+from util.arrays import BLOCK_VALUES
+from util.calibration import check_activation
 from util.figures_shift import shifted_accuracy
 from util.losses import LOSSES, build_loss, read_prior
-from util.metrics import BLOCK_VALUES, CONFIDENCES, label_rank
+from util.metrics import label_rank
+from util.predictions import Predictions, read_json, read_predictions
 from util.run import say
 
 DIRECTIONS = ("forward", "backward")
 FACTORS = (50, 25, 10, 5, 2, 1)
 FLOOR = 1e-12  # an estimated prior may be 0, whose logarithm no logit can take
-HINT = "give the --output_dir of a finished main_finetune.py run"
 
 
 class Base(NamedTuple):
@@ -162,8 +162,7 @@ def shift_table(logits, labels, class_counts, activation, base: Base, factors=FA
     0 to 2), iterations, converged. EM sees no label: labels enter as weights that stand in for drawing such a set.
     ValueError for an unknown activation, a class without training or test images, shapes that do not fit.
     """
-    if activation not in CONFIDENCES:
-        raise ValueError(f"unknown activation {activation!r}; expected one of {', '.join(CONFIDENCES)}")
+    check_activation(activation)
     as_is = class_accuracy(logits, labels)
     if not np.shape(class_counts) == base.logits.shape == base.seen.shape == as_is.shape:
         raise ValueError(f"{len(class_counts)} class counts for logits of {len(as_is)} classes; expected one count a class")
@@ -223,7 +222,7 @@ def run_base(folder: Path, kind, class_counts, activation) -> Base:
         seen = counts / counts.sum()
         old = seen if kind == "train" else np.full(len(seen), 1 / len(seen))
         return Base(constant_logits(old, activation), seen)
-    flags = _read_json(folder / "args.json").get("args")
+    flags = read_json(folder / "args.json").get("args")
     if not isinstance(flags, dict) or flags.get("eval") or str(flags.get("loss")) not in LOSSES:
         raise ValueError(f"{folder / 'args.json'} does not say how the model was trained: give the folder of its training, or "
                          "say --base train (plain losses) or --base uniform (balanced ones)")
@@ -236,31 +235,12 @@ def run_base(folder: Path, kind, class_counts, activation) -> Base:
                         **parse_options(flags.get("loss_args") or []))
 
 
-def _read_json(path: Path) -> dict:
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read {path} ({getattr(error, 'strerror', None) or 'no JSON'}): {HINT}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a {type(value).__name__}, not an object: {HINT}")
-    return value
-
-
-def read_run(folder: Path) -> tuple[np.ndarray, np.ndarray, dict]:
-    """logits (N, C), labels (N,) and metrics.json of a run folder. ValueError for what is no run folder."""
-    if not folder.is_dir():
-        raise ValueError(f"no run folder at {folder}: {HINT}")
-    path, result = folder / "predictions.npz", _read_json(folder / "metrics.json")
-    for key in ("class_counts", "activation"):
-        if key not in result:
-            raise ValueError(f"{folder / 'metrics.json'} has no {key!r}: {HINT}")
-    if result.get("corrected"):
-        raise ValueError(f"the logits in {folder} are moved already ({result['corrected']}): give a run without correction")
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return arrays["logits"], arrays["labels"], result
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"cannot read logits and labels from {path} ({error}): {HINT}") from None
+def read_run(folder: Path) -> Predictions:
+    """The evaluation in a run folder, its logits as the model gave them. ValueError for what is none, or moved already."""
+    run = read_predictions(folder)
+    if run.result.get("corrected"):
+        raise ValueError(f"the logits in {folder} are moved already ({run.result['corrected']}): give a run without correction")
+    return run
 
 
 def main(args) -> dict[Path, list[dict]]:
@@ -271,10 +251,11 @@ def main(args) -> dict[Path, list[dict]]:
         raise ValueError(f"--out holds a figure a run by the name of its folder, but some of {', '.join(names)} are equal: "
                          "give these runs one by one, each with another --out")
     for folder, name in zip(folders, names, strict=True):
-        logits, labels, result = read_run(folder)
-        base = run_base(folder, args.base, result["class_counts"], result["activation"])
-        rows = tables[folder] = shift_table(logits, labels, result["class_counts"], result["activation"], base)
-        say(f"{folder}: top-1 accuracy on {len(labels)} images, weighted by class\n{format_shift_table(rows)}")
+        run = read_run(folder)
+        counts, activation = run.result["class_counts"], run.result["activation"]
+        base = run_base(folder, args.base, counts, activation)
+        rows = tables[folder] = shift_table(run.logits, run.labels, counts, activation, base)
+        say(f"{folder}: top-1 accuracy on {len(run.labels)} images, weighted by class\n{format_shift_table(rows)}")
         target = Path(args.out) / (name if len(folders) > 1 else "") if args.out else folder / "figures"
         try:
             path = shifted_accuracy(target / "test_distributions.png", rows, name)

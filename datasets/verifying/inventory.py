@@ -13,11 +13,11 @@ import numpy as np
 from datasets import DATASETS, LAYOUTS, embedded
 from datasets.cifar import CLASSES, official_files
 from datasets.folder import EXTENSIONS, NO_LABEL, class_order, list_file, listed_classes
-from datasets.listing import CLASSES_FILE, EMPTY_CLASS, LINES, UNCHANGED, Listing, Problem
 from datasets.lists import rows
 from datasets.paths import PathTable, printable
 from datasets.prepared import FILE, read_description
 from datasets.records import RECORDS
+from datasets.verifying.listing import CLASSES_FILE, EMPTY_CLASS, LINES, UNCHANGED, Listing, Problem
 
 SPLITS = ("train", "val", "test")
 NO_IMAGE = f"no image in its folders (extensions {', '.join(sorted(EXTENSIONS))})"

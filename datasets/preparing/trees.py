@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datasets.classes import WNID
 from datasets.folder import image_files
 from datasets.paths import printable
-from datasets.sources import Listing
+from datasets.preparing.classes import WNID
+from datasets.preparing.sources import Listing
 from util.run import progress
 
 DEPTH = 4           # ILSVRC/Data/CLS-LOC/train

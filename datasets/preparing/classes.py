@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.paths import printable
-from datasets.sources import Listing
+from datasets.preparing.sources import Listing
 
 WNID = re.compile(rb"n\d{8}")
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from datasets.decode import UnreadableImage
 from datasets.imageset import FileImages
-from datasets.listing import Listing, Problem
 from datasets.paths import printable
+from datasets.verifying.listing import Listing, Problem
 
 OK, MISSING, NOWHERE, CIRCLE, NO_FILE, EMPTY, DENIED = range(7)
 WORDS = {MISSING: "no such file", NOWHERE: "a link that leads nowhere", CIRCLE: "a link that leads in a circle",

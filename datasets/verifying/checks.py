@@ -1,5 +1,5 @@
-"""What `datasets.verify` checks beside the files themselves (datasets/scan.py): pure functions with a list of problems as
-result, over listings (datasets/listing.py) and class counts."""
+"""What `datasets.verify` checks beside the files themselves (scan.py): pure functions with a list of problems as
+result, over listings (listing.py) and class counts."""
 import os
 import re
 from collections.abc import Iterator
@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from datasets import records
-from datasets.listing import EMPTY_CLASS, Listing, Problem, names
 from datasets.paths import printable
+from datasets.verifying.listing import EMPTY_CLASS, Listing, Problem, names
 from util.metrics import FEW_BELOW, MANY_ABOVE, groups
 
 # Folders that hold a split and are no part of a class's name, in the layouts of the publishers.

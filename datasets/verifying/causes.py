@@ -6,7 +6,7 @@ import numpy as np
 
 from datasets import records
 from datasets.paths import PathTable
-from datasets.scan import Hint
+from datasets.verifying.scan import Hint
 
 INAT_CLASSES = {5089: 2017, 1010: 2019, 10000: 2021}
 INAT_TRAIN = {579_184: 2017, 265_213: 2019, 268_243: 2019, 2_686_843: 2021, 500_000: 2021}
@@ -17,7 +17,7 @@ CIFAR_FOLDERS = {"cifar10_lt": "cifar-10-batches-py", "cifar100_lt": "cifar-100-
 @dataclass
 class Facts:
     """What the heuristics look at. counts: images of every class (C,) by split; paths: by split; root: folder of the images;
-    hints: what is there instead of missing files (datasets/scan.py); missing, listed: files; top: names in the root;
+    hints: what is there instead of missing files (scan.py); missing, listed: files; top: names in the root;
     largest_folder: entries of the fullest folder that train lists."""
 
     name: str

@@ -1,0 +1,1 @@
+"""What `python -m datasets.prepare` is made of."""

@@ -1,0 +1,1 @@
+"""What `python -m datasets.verify` is made of."""
