@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from datasets import build_dataset
+from datasets import build_dataset, verify
 from datasets.prepared import read_description
 from tests.made_up_trees import EVALUATION, build
 
@@ -93,6 +93,18 @@ def test_an_index_loads_in_2_seconds_and_150_MB(official):
     assert printed == [str(int(FIGURES[name][0].split()[0].replace(",", "")))]
     print(f"{name}: index {cost}")
     assert cost["seconds"] < 2 and cost["MB"] < 150
+
+
+def test_verify_passes_and_then_names_a_file_that_is_gone(official, capsys):
+    name, made, out, *_ = official
+    args = verify.get_args_parser().parse_args([name, "--data_path", str(out)])
+    assert verify.main(args) == 0
+    path = (out / "train.txt").read_text().splitlines()[40_000].split()[0]
+    target = os.readlink(made.source / path)
+    os.remove(made.source / path)
+    assert verify.main(args) == 1
+    assert [line for line in capsys.readouterr().out.splitlines() if "train.txt:40001" in line and path in line]
+    os.symlink(target, made.source / path)
 
 
 class Looks(Dataset):

@@ -28,13 +28,19 @@ class Reading(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """A reading below one folder of the tree (b"" for its root), with the paths of the sampled images."""
+    """A reading below one folder of the tree (b"" for its root).
 
-    rank: tuple[int, bool]
+    sample: path of each sampled image and the file that it leads to, links resolved, or None.
+    """
+
+    rank: tuple[bool, bool]
     prefix: bytes
     tail: Callable[[bytes, int], bytes]
-    hits: int
-    sample: tuple[bytes, ...]
+    sample: list[tuple[bytes, bytes | None]]
+
+    @property
+    def hits(self) -> int:
+        return sum(file is not None for _, file in self.sample)
 
 
 def folders_below(root: Path) -> dict[bytes, set[bytes]]:
@@ -96,7 +102,7 @@ def find_images(listing: Listing, root: Path, tree: dict[bytes, set[bytes]], cla
         raise ValueError(f"{listing.where(0)}: no file {printable(listing.names[0])} below {printable(root)}, nor one for any "
                          "other line that was tried, as it stands, with other leading folders, with or without class folders: "
                          "name the folder that holds the data set's images with --source")
-    chosen = choose(listing, encoded, found)
+    chosen = choose(listing, places, root, found)
     paths = [join(chosen.prefix, chosen.tail(name, label)) for name, label in zip(listing.names, labels, strict=True)]
     check_files(listing, root, paths)
     return paths
@@ -111,33 +117,34 @@ def try_reading(reading: Reading, sample: list[tuple[bytes, int]], root: bytes,
         # Most folders are ruled out by their names, without a look at the disk.
         if all(b"/" in tails[i] and tails[i].partition(b"/")[0] not in below for i in probes):
             continue
-        paths = tuple(join(prefix, tail) for tail in tails)
+        paths = [join(prefix, tail) for tail in tails]
         if any(os.path.isfile(join(root, paths[i])) for i in probes):
-            hits = sum(os.path.isfile(join(root, path)) for path in paths)
-            yield Candidate((reading.changes, prefix != b""), prefix, reading.tail, hits, paths)
+            files = [os.path.realpath(join(root, path)) if os.path.isfile(join(root, path)) else None for path in paths]
+            yield Candidate((reading.changes, prefix != b""), prefix, reading.tail, list(zip(paths, files, strict=True)))
 
 
-def choose(listing: Listing, root: bytes, candidates: list[Candidate]) -> Candidate:
-    """The candidate that changes the list's paths least, of those that lead to files about as often as the best.
+def choose(listing: Listing, places: list[int], root: Path, candidates: list[Candidate]) -> Candidate:
+    """The candidate to go by; places: index in the list of each sampled image.
 
-    A tree that lacks a few images so stays the one that the list names, beside a whole copy of another size. ValueError
-    where several change as little, unless they lead to the same files, or are ways to the same folder of which one finds
-    more: without class folders the list's own subfolder (`church/indoor`) is lost, or met by chance.
+    It is the one that changes the list's paths least, of those that lead to files about as often as the best: a tree that
+    lacks a few images so stays the one that the list names, beside a whole copy of another size. A candidate that never
+    leads an image to another file than this one does, and leads more of them to one, is taken instead (another spelling
+    of some classes). ValueError where another one changes as little and does lead to another file.
     """
     best = max(candidate.hits for candidate in candidates)
     likely = [candidate for candidate in candidates if candidate.hits > best / 2]
-    least = min(candidate.rank for candidate in likely)
-    by_files = {}
-    kept = [candidate for candidate in likely if candidate.rank == least]
-    most = {prefix: max(c.hits for c in kept if c.prefix == prefix) for prefix in {c.prefix for c in kept}}
-    for candidate in kept:
-        if candidate.hits == most[candidate.prefix]:
-            by_files.setdefault(tuple(os.path.realpath(join(root, path)) for path in candidate.sample), candidate)
-    if len(by_files) > 1:
-        first, second = (printable(candidate.sample[0]) for candidate in list(by_files.values())[:2])
-        raise ValueError(f"{listing.where(0)}: {printable(listing.names[0])} may be {first} or {second} below "
-                         f"{printable(root)}: name as --source a folder that holds one of them (it may be one of links)")
-    return next(iter(by_files.values()))
+    least = min(likely, key=lambda candidate: (candidate.rank, -candidate.hits))
+    agreeing = []
+    for other in likely:
+        at = next((i for i, (one, two) in enumerate(zip(least.sample, other.sample, strict=True))
+                   if None not in (one[1], two[1]) and one[1] != two[1]), None)
+        if at is None:
+            agreeing.append(other)
+        elif other.rank == least.rank:
+            raise ValueError(f"{listing.where(places[at])}: {printable(listing.names[places[at]])} may be "
+                             f"{printable(least.sample[at][0])} or {printable(other.sample[at][0])} below {printable(root)}: "
+                             "name as --source a folder that holds one of them (it may be one of links)")
+    return max(agreeing, key=lambda candidate: candidate.hits)
 
 
 def check_files(listing: Listing, root: Path, paths: list[bytes]) -> None:
