@@ -1,5 +1,6 @@
 """Batches whose content is a function of (seed, epoch, position in the epoch's order), however many workers there are."""
 import functools
+import gc
 import os
 from collections.abc import Callable
 
@@ -86,8 +87,12 @@ class EvalImages(Dataset):
 
 
 def one_thread(_worker: int) -> None:
-    """A worker is one of many processes on the cores; its own threads would only fight."""
+    """A worker is one of many processes on the cores; its own threads would only fight.
+
+    The collector writes to every object that it visits, and so would copy what the imports made, some 80 MB a worker.
+    """
     torch.set_num_threads(1)
+    gc.freeze()
 
 
 def worker_count(images: ImageSet, num_workers: int | None) -> int:
