@@ -80,8 +80,7 @@ def get_args_parser() -> Parser:
                        "model, sizes and normalisation are the checkpoint's where no flag is given for them")
     group.add_argument("--eval_every", type=int, default=1, metavar="EPOCHS", help="epochs between two evaluations")
     group.add_argument("--val_fraction", type=float, metavar="F", help="hold this share of every class's training images "
-                       "out and "
-                       "score them instead of --split, to choose settings on")
+                       "out and score them instead of --split, to choose settings on")
     group.add_argument("--posthoc", default="none", choices=METHODS, help="with --eval: correct the logits of the trained "
                        "model, by logit adjustment or by Bayes' rule")
     group.add_argument("--split", default="test", choices=["test", "val"], help="what is evaluated")

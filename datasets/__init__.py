@@ -85,11 +85,9 @@ def find_record(name: str, mean: tuple[float, ...] | None, std: tuple[float, ...
     if name in OWN_STATISTICS:
         return None
     if name not in RECORDS:
-        raise ValueError(f"--dataset {name} needs the channel statistics of your images: --mean and --std, numbers in [0, "
-                         f"1], one a "
-                         f"channel, which python -m datasets.statistics {name} --data_path DIR prints (ImageNet's are "
-                         f"--mean .485 "
-                         ".456 .406 --std .229 .224 .225)")
+        raise ValueError(f"--dataset {name} needs the channel statistics of your images: --mean and --std, numbers in [0, 1], "
+                         f"one a channel, which python -m datasets.statistics {name} --data_path DIR prints (ImageNet's are "
+                         "--mean .485 .456 .406 --std .229 .224 .225)")
     return RECORDS[name]
 
 
@@ -100,6 +98,5 @@ def check_draw(name: str, imb_factor: float | None, data_seed: int | None) -> fl
     factor = FACTORS.get(name) if imb_factor is None else imb_factor
     if data_seed is not None and factor is None:
         raise ValueError(f"--data_seed {data_seed} chooses the draw of a long tail, and --dataset {name} makes none here: "
-                         f"leave it "
-                         "out" + ", or give --imb_factor" * (name in FACTORS))
+                         "leave it out" + ", or give --imb_factor" * (name in FACTORS))
     return factor

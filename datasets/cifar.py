@@ -26,8 +26,7 @@ def cifar_images(name: str, data_path: str | Path | None, split: str, record: Re
     except (RuntimeError, OSError, EOFError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"no whole copy of {kind.__name__} in {printable(data_path)}, expected {kind.base_folder}/ there "
-                         f"({reason}): "
-                         f"{how}") from None
+                         f"({reason}): {how}") from None
     return ArrayImages(data.data, np.array(data.targets), data.classes, record, np.arange(len(data.targets)),
                        source=f"{data_path}/{kind.base_folder}:{split}")
 

@@ -62,8 +62,7 @@ def list_images(data_path: str | Path, split: str, record: Record) -> FileImages
         # Not by counting up to the largest label: one with nine digits would ask for gigabytes.
         if labels[-1] + 1 != len(labels):
             missing = int(np.flatnonzero(labels != np.arange(len(labels)))[0])
-            raise ValueError(f"{printable(path)}: class {missing} of 0 to {labels[-1]} has no training "
-                             f"image: number the "
+            raise ValueError(f"{printable(path)}: class {missing} of 0 to {labels[-1]} has no training image: number the "
                              f"classes without gaps, or name all of them in {printable(root / 'classes.txt')}, one a line")
         names = [str(k) for k in range(len(labels))]
     path = list_file(root, split)
@@ -122,9 +121,8 @@ def listed_classes(root: Path) -> list[str] | None:
     names = [line.strip() for line in path.read_bytes().decode("utf-8-sig", "surrogateescape").splitlines() if line.strip()]
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1] if len(set(names)) < len(names) else []
     if twice or not names:
-        raise ValueError(f"{printable(path)} {f'names {printable(twice[0])} twice' if twice else 'names no class'}: "
-                         f"expected one class "
-                         "a line, in label order")
+        raise ValueError(f"{printable(path)} {f'names {printable(twice[0])} twice' if twice else 'names no class'}: expected "
+                         "one class a line, in label order")
     return names
 
 

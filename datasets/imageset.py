@@ -100,9 +100,8 @@ class ArrayImages(ImageSet):
         super().__init__(labels, class_names, record, ids, source)
         channels = 1 if images.ndim == 3 else images.shape[3]
         if channels != record.channels:
-            raise ValueError(f"{source} has {channels} channels, --mean and --std are of {record.channels}: leave them "
-                             f"out, or give "
-                             "one number a channel")
+            raise ValueError(f"{source} has {channels} channels, --mean and --std are of {record.channels}: leave them out, "
+                             "or give one number a channel")
         self.images = images
 
     def image(self, index: int) -> Image.Image:

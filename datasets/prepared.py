@@ -101,9 +101,8 @@ def prepared_images(name: str, data_path: str | Path | None, split: str, record:
     path, root = folder / entry["file"], Path(description["root"])
     paths, labels = read_list(path, len(description["class_names"]))
     if sha256(path) != entry["sha256"]:
-        raise ValueError(f"{printable(path)} is not the list that was prepared (its SHA-256 differs from {FILE}'s): "
-                         f"prepare the "
-                         "data set again, or use a list of your own with --dataset list")
+        raise ValueError(f"{printable(path)} is not the list that was prepared (its SHA-256 differs from {FILE}'s): prepare "
+                         "the data set again, or use a list of your own with --dataset list")
     if not (root / paths[0]).exists():
         raise ValueError(f"no image at {printable(root / paths[0])}, the first of {printable(path)}: if the images have moved, "
                          f"set \"root\" in {printable(folder / FILE)} to where they are")

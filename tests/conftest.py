@@ -12,6 +12,7 @@ import main_pretrain
 from datasets.embedded import load
 from datasets.imageset import ArrayImages, Record
 from datasets.pack import pack
+from tests.trees import Tree, make_official, write_pictures
 
 TINY = ["--input_size", "16", "--patch_size", "4", "--embed_dim", "32", "--depth", "2", "--num_heads", "2",
         "--epochs", "2", "--warmup_epochs", "1", "--device", "cpu", "--amp", "off", "--num_workers", "0",
@@ -106,3 +107,16 @@ def shards(webdataset, numbered, tmp_path_factory):
 def copied(shards, tmp_path):
     """A copy of that folder, which a test may break."""
     return shutil.copytree(shards, tmp_path / "copied")
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """A folder of images that the trees of `tests.trees` are copied from."""
+    return write_pictures(tmp_path_factory.mktemp("ilsvrc"))
+
+
+@pytest.fixture
+def tree(pictures, tmp_path, monkeypatch, capsys):
+    """A prepared set of ImageNet-LT's layout, small, which may be spoilt."""
+    make_official(monkeypatch, tmp_path)
+    return Tree(pictures, tmp_path, capsys)

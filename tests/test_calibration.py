@@ -5,16 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from tests.cases import random_case
 from util import arrays
 from util.calibration import calibration, confidence, probability_metrics
-
-
-def random_case(seed, images=400, classes=7):
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, classes, images)
-    logits = rng.normal(size=(images, classes))
-    logits[np.arange(images), labels] += rng.uniform(0, 3, images)
-    return (logits * rng.uniform(0.3, 3)).astype(np.float32), labels
 
 
 def plain_calibration(confidence, correct, bins):

@@ -9,17 +9,10 @@ import pytest
 import torch
 
 from datasets.longtail import longtail_counts
+from tests.cases import random_case
 from util import arrays, metrics
 
 COUNTS = np.array([101, 100, 20, 19])  # one class on each side of both borders of the groups
-
-
-def random_case(seed, images=400, classes=7):
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, classes, images)
-    logits = rng.normal(size=(images, classes))
-    logits[np.arange(images), labels] += rng.uniform(0, 3, images)
-    return (logits * rng.uniform(0.3, 3)).astype(np.float32), labels
 
 
 def tied_case(seed, images=300, classes=6):

@@ -12,19 +12,8 @@ from datasets.paths import PathTable
 from datasets.prepared import Split, write_prepared
 from datasets.verifying import inventory
 from datasets.verifying.scan import read_images
-from tests.trees import WNIDS, Tree, cause, make_official, write_pictures
+from tests.trees import WNIDS, cause
 from util.args import run_command
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    return write_pictures(tmp_path_factory.mktemp("ilsvrc"))
-
-
-@pytest.fixture
-def tree(pictures, tmp_path, monkeypatch, capsys):
-    make_official(monkeypatch, tmp_path)
-    return Tree(pictures, tmp_path, capsys)
 
 
 def test_a_tree_that_is_right(tree):

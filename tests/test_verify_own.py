@@ -10,18 +10,7 @@ import pytest
 
 from datasets.cifar import CLASSES
 from datasets.folder import walk
-from tests.trees import WNIDS, Tree, cause, make_official, write_pictures
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    return write_pictures(tmp_path_factory.mktemp("ilsvrc"))
-
-
-@pytest.fixture
-def tree(pictures, tmp_path, monkeypatch, capsys):
-    make_official(monkeypatch, tmp_path)
-    return Tree(pictures, tmp_path, capsys)
+from tests.trees import WNIDS, cause
 
 
 @pytest.fixture

@@ -109,9 +109,8 @@ def in_class_order(images: ImageSet, class_names: list[str], checkpoint: str) ->
     if sorted(here) != sorted(class_names):
         only = sorted(set(here) ^ set(class_names))
         raise ValueError(f"{checkpoint} has a head of {len(class_names)} classes ({', '.join(class_names[:3])}, ...), but "
-                         f"{images.source} has {len(here)} ({', '.join(here[:3])}, ...), {len(only)} names being in one "
-                         f"of them "
-                         f"only, such as {only[0]}: evaluate it on the data set that it was trained on")
+                         f"{images.source} has {len(here)} ({', '.join(here[:3])}, ...), {len(only)} names being in one of "
+                         f"them only, such as {only[0]}: evaluate it on the data set that it was trained on")
     say(f"note: classes are in the order of {checkpoint}, which is not that of {images.source}")
     return images.in_order(class_names)
 

@@ -58,9 +58,8 @@ def points(grid: dict[str, list[str]], budget: int, seed: int, loss: str) -> lis
     """`budget` different points of one loss's grid: all of them in order, or a draw by (seed, loss)."""
     every = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     if len(every) < budget:
-        raise ValueError(f"the grid of {loss} has {len(every)} points, fewer than --budget {budget}, and every loss gets "
-                         f"as many "
-                         "trials: add values, or lower --budget")
+        raise ValueError(f"the grid of {loss} has {len(every)} points, fewer than --budget {budget}, and every loss gets as "
+                         "many trials: add values, or lower --budget")
     if len(every) == budget:
         return every
     random = np.random.RandomState(np.random.MT19937(derive_seed(seed, "tune", loss)))
@@ -119,9 +118,8 @@ def main(args) -> dict:
 
 def get_args_parser() -> Parser:
     """Flags of the search; all others are main_finetune.py's."""
-    parser = PassingParser("the same number of trials for every loss, chosen on held-out training images; flags that are "
-                           "not listed here "
-                    "go to main_finetune.py")
+    parser = PassingParser("the same number of trials for every loss, chosen on held-out training images; flags that are not "
+                           "listed here go to main_finetune.py")
     parser.add_argument("--losses", nargs="+", required=True, metavar="NAME")
     parser.add_argument("--grid", nargs="+", required=True, metavar="NAME=V1,V2", help="values to try; LOSS:NAME=V1,V2 for one "
                         "loss only")
@@ -129,8 +127,7 @@ def get_args_parser() -> Parser:
     parser.add_argument("--val_fraction", type=float, default=0.2, metavar="F", help="share of every class's training images "
                         "that is held out and scored")
     parser.add_argument("--metric", default="balanced_accuracy", help="a number of metrics.json, the larger the better; "
-                        "the held-out "
-                        "slice is as skewed as the training set, so overall would be the head's")
+                        "the held-out slice is as skewed as the training set, so overall would be the head's")
     parser.add_argument("--tune_seed", type=int, default=0, metavar="S", help="which points, where the grid has more than "
                         "--budget")
     parser.add_argument("--output_dir", required=True, metavar="DIR")
