@@ -1,10 +1,11 @@
 """One epoch of balanced fine-tuning, and the evaluation."""
-import time
+from collections.abc import Callable
 
 import torch
 from timm.data.mixup import Mixup, mixup_target
 from torch import nn
 
+from util.distributed import World
 from util.loop import epoch_record, micro_batches
 from util.lr import Schedule
 from util.run import progress
@@ -33,34 +34,46 @@ class Targets:
         return images, targets
 
 
-def train_one_epoch(model: nn.Module, criterion: nn.Module, loader, normalize, erase, targets: Targets, stepper: Stepper,
-                    plan: StepPlan, schedule: Schedule, epoch: int, seed: int, log_every: int = 50) -> dict:
-    """Train over every image once; returns the epoch's line for log.jsonl.
+def train_one_epoch(criterion: nn.Module, loader, normalize, erase, targets: Targets, stepper: Stepper, plan: StepPlan,
+                    schedule: Schedule, epoch: int, seed: int, log_every: int = 50, first_step: int = 0,
+                    after_step: Callable[[int], None] | None = None) -> dict:
+    """Train the stepper's network over every image once; returns the epoch's line for log.jsonl.
 
     Erasing and mixing act on normalised images on the device: erase (n, C, H, W) -> the same, targets as `Targets`.
+    first_step: steps of the epoch that are done already. after_step: called with the number of steps done, between two.
     """
-    model.train()
     criterion.set_epoch(epoch)
-    start, device = time.perf_counter(), stepper.device
-    for (images, labels), drawn, weight in micro_batches(loader, stepper, plan, schedule, epoch, seed, log_every):
+    network, device = stepper.network.train(), stepper.device
+    for (images, labels), drawn, weight in micro_batches(loader, stepper, plan, schedule, epoch, seed, log_every, first_step,
+                                                         after_step):
         images = normalize(images.to(device, non_blocking=True))
         labels = labels.to(device, non_blocking=True)
         with seeded(drawn, device), stepper.autocast():
             images, soft = targets(erase(images), labels)
-            outputs = model(images, return_features=True) if criterion.needs_features else (model(images),)
+            outputs = network(images, return_features=True) if criterion.needs_features else (network(images),)
             loss = criterion(outputs[0], soft, *outputs[1:])
         stepper.backward(loss, weight)
-    return epoch_record(stepper, plan, epoch, start)
+    return epoch_record(stepper, plan, epoch)
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loader, normalize, device: torch.device, amp: torch.dtype | None = None):
-    """Every image of the loader once -> logits (N, C) float32 and labels (N,), both on the CPU."""
+def evaluate(model: nn.Module, loader, normalize, device: torch.device, amp: torch.dtype | None = None,
+             world: World | None = None, total: int | None = None, between: Callable[[], None] | None = None):
+    """Every image of the loader once -> logits (N, C) float32 and labels (N,), both on the CPU.
+
+    With several processes each one's loader has its `world.share(total)`; the first process gets all `total` rows, in the
+    data set's order, and the others None. between: called after each batch, as often on every process.
+    """
+    world = world or World()
     model.eval()
-    logits, labels = [], []
-    for images, batch_labels in progress(loader, len(loader), "evaluation"):
-        images = normalize(images.to(device, non_blocking=True))
-        with torch.autocast(device.type, dtype=amp, enabled=amp is not None):
-            logits.append(model(images).float().cpu())
-        labels.append(batch_labels)
-    return torch.cat(logits), torch.cat(labels)
+    logits, labels, batches = [], [], iter(loader)
+    for _ in progress(range(world.agree(len(loader))), len(loader), "evaluation"):
+        batch = next(batches, None)
+        if batch is not None:
+            images = normalize(batch[0].to(device, non_blocking=True))
+            with torch.autocast(device.type, dtype=amp, enabled=amp is not None):
+                logits.append(model(images).float().cpu())
+            labels.append(batch[1])
+        if between:
+            between()
+    return world.collect(torch.cat(logits), total), world.collect(torch.cat(labels), total)

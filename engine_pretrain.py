@@ -1,7 +1,5 @@
 """One epoch of masked reconstruction."""
-import time
-
-from torch import nn
+from collections.abc import Callable
 
 from util.loop import epoch_record, micro_batches
 from util.lr import Schedule
@@ -9,14 +7,18 @@ from util.seed import seeded
 from util.steps import Stepper, StepPlan
 
 
-def train_one_epoch(model: nn.Module, loader, normalize, stepper: Stepper, plan: StepPlan, schedule: Schedule, epoch: int,
-                    mask_ratio: float, seed: int, log_every: int = 50) -> dict:
-    """Train over every image once; returns the epoch's line for log.jsonl."""
-    model.train()
-    start, device = time.perf_counter(), stepper.device
-    for (images, _), drawn, weight in micro_batches(loader, stepper, plan, schedule, epoch, seed, log_every):
+def train_one_epoch(loader, normalize, stepper: Stepper, plan: StepPlan, schedule: Schedule, epoch: int, mask_ratio: float,
+                    seed: int, log_every: int = 50, first_step: int = 0,
+                    after_step: Callable[[int], None] | None = None) -> dict:
+    """Train the stepper's network over every image once; returns the epoch's line for log.jsonl.
+
+    first_step: steps of the epoch that are done already. after_step: called with the number of steps done, between two.
+    """
+    network, device = stepper.network.train(), stepper.device
+    for (images, _), drawn, weight in micro_batches(loader, stepper, plan, schedule, epoch, seed, log_every, first_step,
+                                                    after_step):
         images = normalize(images.to(device, non_blocking=True))
         with seeded(drawn, device), stepper.autocast():
-            loss, _, _ = model(images, mask_ratio)
+            loss, _, _ = network(images, mask_ratio)
         stepper.backward(loss, weight)
-    return epoch_record(stepper, plan, epoch, start)
+    return epoch_record(stepper, plan, epoch)

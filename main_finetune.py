@@ -18,7 +18,7 @@ from engine_finetune import Targets, evaluate, train_one_epoch
 from models_mae import MODELS as MAE_MODELS
 from models_mae import as_pair, patch_grid
 from models_vit import MODELS, build_vit, check_head_count, load_classifier, load_encoder
-from util import figures, metrics
+from util import figures, metrics, signals
 from util.args import (
     Parser,
     add_data_flags,
@@ -39,14 +39,15 @@ from util.args_finetune import (
     with_loss_defaults,
 )
 from util.bootstrap import intervals
-from util.checkpoint import load_checkpoint
+from util.checkpoint import load_checkpoint, trained_weights
 from util.lr import param_groups
 from util.posthoc import METHODS, correct
 from util.run import RunFolder, say
+from util.session import Session
 from util.setup import (
     Machine,
-    Session,
     build_training,
+    check_same_data,
     describe,
     in_class_order,
     load_for_training,
@@ -111,7 +112,7 @@ def start_weights(args, settings: dict, model: nn.Module, criterion: nn.Module) 
     tell_differences(settings, state["args"], ("mean", "std"), args.finetune)
     check_head_count(model, MAE_MODELS, state["args"])
     patch = state["args"]["patch_size"] or model.patch_embed.patch_size[0]
-    report = load_encoder(model, state["model"], patch_grid(as_pair(state["args"]["input_size"]), patch))
+    report = load_encoder(model, trained_weights(state), patch_grid(as_pair(state["args"]["input_size"]), patch))
     words = f"encoder of {args.finetune} ({report['loaded']} tensors; {len(report['left_out'])} left out, decoder and norm; "
     words += f"{len(report['new'])} new, {', '.join(report['new'])})"
     if report["resampled"]:
@@ -140,11 +141,15 @@ def build_erasing(args, device: torch.device) -> Callable:
     return RandomErasing(args.reprob, mode=args.remode, max_count=args.recount, device=device) if args.reprob else nn.Identity()
 
 
-def score(model, criterion, loader, normalize, machine: Machine, counts) -> tuple[dict, torch.Tensor, torch.Tensor]:
-    """Evaluate: metrics, logits (N, C) as the activation takes them, and labels (N,)."""
-    logits, labels = evaluate(model, loader, normalize, machine.device, machine.amp)
-    logits = logits * criterion.logit_scale
-    return metrics.evaluate_logits(logits, labels, counts, criterion.activation), logits, labels
+def score(model, criterion, loader, normalize, machine: Machine, counts, total: int,
+          between: Callable[[], None] | None = None) -> tuple[dict, torch.Tensor | None, torch.Tensor | None]:
+    """Evaluate `total` images: metrics, and on the first process logits (N, C) as the activation takes them and labels (N,)."""
+    world = machine.world
+    logits, labels = evaluate(model, loader, normalize, machine.device, machine.amp, world, total, between)
+    if world.first:
+        logits = logits * criterion.logit_scale
+    result = metrics.evaluate_logits(logits, labels, counts, criterion.activation) if world.first else None
+    return world.from_first(result), logits, labels
 
 
 def scored_split(args) -> str:
@@ -154,6 +159,8 @@ def scored_split(args) -> str:
 
 def write_results(run: RunFolder, result: dict, logits, labels, images: ImageSet, counts: np.ndarray, provenance: dict) -> None:
     """metrics.json, predictions.npz and the figures of one evaluation; counts (C,) decide the groups."""
+    if logits is None:  # the first process has them, and writes
+        return
     run.write_json("metrics.json", {**result, "intervals": intervals(logits, labels, counts, result["activation"]),
                                     **provenance, "data_source": images.source, "class_names": images.class_names,
                                     "class_counts": counts.tolist()})
@@ -175,45 +182,59 @@ def main(args) -> dict:
     if args.eval:
         return evaluate_checkpoint(args)
     machine = set_up(args)
+    world = machine.world
     train, test = load_for_training(args)
+    check_same_data(train, world)
     size, normalize = as_pair(args.input_size), Normalize(test.record, machine.device)
-    test_loader = eval_loader(test, size, args.batch_size, args.crop_pct, args.num_workers, machine.device, args.loader)
     args = with_loss_defaults(args, len(train.class_names))
     criterion = build_criterion(args, train.class_counts, train.class_names).to(machine.device)
     check_loss_flags(args, criterion)
-    model = place(build_model(args, train, criterion.cosine_head), machine)
+    run, settings = RunFolder(args.output_dir or "output_dir"), resolved(args, train)
+    state, words = run.find_start("finetune", settings, args.resume)
+    plan = plan_steps(args, train, world, state)
+    test_loader = eval_loader(test, size, args.batch_size, args.crop_pct, args.num_workers, machine.device, args.loader,
+                              world.share(len(test)))
     loader = train_loader(train, size, args.batch_size, args.seed, args.train_crop, tuple(args.scale), args.hflip,
                           None if args.aa == "none" else args.aa, args.num_workers, machine.device, args.sampler,
-                          args.loader)
-    plan = plan_steps(args, len(train))
-    groups = param_groups(model, args.weight_decay, args.layer_decay)
-    stepper, schedule = build_training(args, model, groups, plan, machine, BLR)
-    run = RunFolder(args.output_dir or "output_dir")
-    settings = resolved(args, train)
-    state, words = run.find_start("finetune", settings, args.resume)
-    session = Session("finetune", settings, run, model, stepper, train)
-    first = session.restore(state)
+                          args.loader, world.rank, world.size)
+
+    model = place(build_model(args, train, criterion.cosine_head), machine, args.grad_checkpointing)
     if state is None:
         words += f", {start_weights(args, settings, model, criterion)}"
-    run.create(settings, describe(plan, schedule, machine, train), log_lines=first)
+    groups = param_groups(model, args.weight_decay, args.layer_decay)
+    stepper, schedule = build_training(args, model, groups, plan, machine, BLR)
+    session = Session("finetune", settings, run, stepper, train, plan, schedule, loader.batch_sampler, world, args.save_every,
+                      args.save_steps)
+    session.restore(state)
+    run.create(settings, describe(plan, schedule, machine, train), log_lines=session.epoch)
     say(f"stage 2, {args.model}, {args.loss}: {len(train)} images of {train.source}, {plan.steps_per_epoch} steps of "
         f"{plan.effective_batch_size} images an epoch, lr {schedule.lr:.3g}; {words}; run folder {run.path}")
 
     erase, targets = build_erasing(args, machine.device), build_targets(args, len(train.class_names))
     scored = None
-    for epoch in range(first, args.epochs):
-        record = train_one_epoch(model, criterion, loader, normalize, erase, targets, stepper, plan, schedule, epoch,
-                                 args.seed, args.log_every)
-        if (epoch + 1) % args.eval_every == 0 or epoch + 1 == args.epochs:
-            scored = score(model, criterion, test_loader, normalize, machine, train.group_counts)
-            record["eval"] = {key: scored[0][key] for key in ("overall", "many", "medium", "few", "ece", "mce")}
-        run.log({**record, **run.log_bad_images(train)})
-        if (epoch + 1) % args.save_every == 0 or epoch + 1 == args.epochs:
-            session.save(epoch + 1)
 
-    figures.training_curves(run.figures / "training.png", run.records())
+    def train_epoch(epoch: int, first_step: int, after_step) -> dict:
+        return train_one_epoch(criterion, loader, normalize, erase, targets, stepper, plan, schedule, epoch, args.seed,
+                               args.log_every, first_step, after_step)
+
+    def score_now(between: Callable[[], None] | None = None):
+        return score(stepper.trained, criterion, test_loader, normalize, machine, train.group_counts, len(test), between)
+
+    def finish(epoch: int, record: dict) -> dict:
+        nonlocal scored
+        if (epoch + 1) % args.eval_every == 0 or epoch + 1 == args.epochs:
+            scored = score_now(session.listen)
+            record["eval"] = {key: scored[0][key] for key in ("overall", "many", "medium", "few", "ece", "mce")}
+        return {**record, **run.log_bad_images(train)}
+
+    with signals.remembered():
+        session.train(args.epochs, train_epoch, finish)
+
     # A finished run that is started again has trained nothing, so its weights are scored once more.
-    result, logits, labels = scored or score(model, criterion, test_loader, normalize, machine, train.group_counts)
+    result, logits, labels = scored or score_now()
+    if world.first:
+        figures.training_curves(run.figures / "training.png", run.records())
+        run.log_settings(settings, result)
     write_results(run, result, logits, labels, test, train.group_counts, {"epoch": args.epochs - 1, "split": scored_split(args),
                                                              "epoch_chosen_by": "nothing, the last one"})
     run.close()
@@ -236,16 +257,18 @@ def evaluate_checkpoint(args) -> dict:
     criterion = build_criterion(trained, state["class_counts"], test.class_names)
     model = place(build_model(args, test, criterion.cosine_head), machine)
     check_head_count(model, MODELS, state["args"])
-    load_classifier(model, state["model"])
+    load_classifier(model, trained_weights(state))
     run = RunFolder(args.output_dir) if args.output_dir else None
-    if run:
+    if run and machine.world.first:
         run.check_empty()
         run.check_writable()
     normalize = Normalize(test.record, machine.device)
+    world, counts = machine.world, np.array(state["progress"]["group_counts"])
     loader = eval_loader(test, as_pair(args.input_size), args.batch_size, args.crop_pct, args.num_workers, machine.device,
-                         args.loader)
-    counts = np.array(state["progress"]["group_counts"])
-    _, logits, labels = score(model, criterion, loader, normalize, machine, counts)
+                         args.loader, world.share(len(test)))
+    _, logits, labels = score(model, criterion, loader, normalize, machine, counts, len(test))
+    if not world.first:
+        return world.from_first(None)
     logits, activation = correct(logits, criterion, args.posthoc, asked, args.tau)
     logits = logits.float()  # as predictions.npz holds them, so that it gives the same numbers again
     words = f", posthoc {args.posthoc}" * (args.posthoc != "none") + f", test prior {args.test_prior}" * bool(args.test_prior)
@@ -258,7 +281,7 @@ def evaluate_checkpoint(args) -> dict:
                       "nothing, the checkpoint's", "corrected": words.lstrip(", ") or None}
         write_results(run, result, logits, labels, test, counts, provenance)
         say(f"wrote metrics.json, predictions.npz and figures into {run.path}")
-    return result
+    return world.from_first(result)
 
 
 if __name__ == "__main__":

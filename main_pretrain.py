@@ -12,7 +12,7 @@ from datasets.loading import train_loader
 from datasets.transforms import Normalize, eval_transform
 from engine_pretrain import train_one_epoch
 from models_mae import MODELS, as_pair, build_mae
-from util import figures
+from util import figures, signals
 from util.args import (
     Parser,
     add_data_flags,
@@ -25,7 +25,18 @@ from util.lr import param_groups
 from util.reconstruct import show_masked
 from util.run import RunFolder, say
 from util.seed import derive_seed, seeded
-from util.setup import Session, build_training, describe, load_images, may_skip, place, plan_steps, resolved, set_up
+from util.session import Session
+from util.setup import (
+    build_training,
+    check_same_data,
+    describe,
+    load_images,
+    may_skip,
+    place,
+    plan_steps,
+    resolved,
+    set_up,
+)
 
 BLR = 1.5e-4  # the paper's and MAE's, at 256 images
 
@@ -79,35 +90,39 @@ def show_reconstructions(model, images: ImageSet, normalize: Normalize, args, ru
 def main(args) -> dict:
     """Run stage 1; returns the last epoch's record."""
     machine = set_up(args)
+    world = machine.world
     images = may_skip(args, load_images(args, "train"))
+    check_same_data(images, world)
     normalize = Normalize(images.record, machine.device)
-    plan = plan_steps(args, len(images))
-    loader = train_loader(images, as_pair(args.input_size), args.batch_size, args.seed, args.train_crop, tuple(args.scale),
-                          args.hflip, None, args.num_workers, machine.device, loader=args.loader)
-
-    model = place(build_model(args, images.record.channels), machine)
-    stepper, schedule = build_training(args, model, param_groups(model, args.weight_decay), plan, machine, BLR)
-
-    run = RunFolder(args.output_dir or "output_dir")
-    settings = resolved(args, images)
+    run, settings = RunFolder(args.output_dir or "output_dir"), resolved(args, images)
     state, words = run.find_start("pretrain", settings, args.resume)
-    session = Session("pretrain", settings, run, model, stepper, images)
-    first = session.restore(state)
-    run.create(settings, describe(plan, schedule, machine, images), log_lines=first)
+    plan = plan_steps(args, images, world, state)
+    loader = train_loader(images, as_pair(args.input_size), args.batch_size, args.seed, args.train_crop, tuple(args.scale),
+                          args.hflip, None, args.num_workers, machine.device, loader=args.loader, process=world.rank,
+                          processes=world.size)
+
+    model = place(build_model(args, images.record.channels), machine, args.grad_checkpointing)
+    stepper, schedule = build_training(args, model, param_groups(model, args.weight_decay), plan, machine, BLR)
+    session = Session("pretrain", settings, run, stepper, images, plan, schedule, loader.batch_sampler, world, args.save_every,
+                      args.save_steps)
+    session.restore(state)
+    run.create(settings, describe(plan, schedule, machine, images), log_lines=session.epoch)
     say(f"stage 1, {args.model}: {len(images)} images of {images.source}, {plan.steps_per_epoch} steps of "
         f"{plan.effective_batch_size} images an epoch, lr {schedule.lr:.3g}; {words}; run folder {run.path}")
 
-    for epoch in range(first, args.epochs):
-        record = train_one_epoch(model, loader, normalize, stepper, plan, schedule, epoch, args.mask_ratio,
-                                 args.seed, args.log_every)
-        run.log({**record, **run.log_bad_images(images)})
-        if (epoch + 1) % args.save_every == 0 or epoch + 1 == args.epochs:
-            session.save(epoch + 1)
+    def train_epoch(epoch: int, first_step: int, after_step) -> dict:
+        return train_one_epoch(loader, normalize, stepper, plan, schedule, epoch, args.mask_ratio, args.seed, args.log_every,
+                               first_step, after_step)
 
-    figures.training_curves(run.figures / "training.png", run.records())
-    show_reconstructions(model, images, normalize, args, run, args.epochs)
-    last = run.records()[-1]
+    with signals.remembered():
+        session.train(args.epochs, train_epoch, lambda epoch, record: {**record, **run.log_bad_images(images)})
+
+    last = world.from_first(run.records()[-1] if world.first else None)
     run.write_json("metrics.json", {"epoch": last["epoch"], "train_loss": last["train_loss"]})
+    if world.first:
+        figures.training_curves(run.figures / "training.png", run.records())
+        show_reconstructions(stepper.trained, images, normalize, args, run, args.epochs)
+        run.log_settings(settings, last)
     run.close()
     return last
 

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from timm.layers import PatchEmbed
+from timm.models import checkpoint_seq
 from timm.models.vision_transformer import Block
 from torch import nn
 
@@ -92,7 +93,7 @@ class MaskedAutoencoderViT(nn.Module):
         check_heads(decoder_embed_dim, decoder_num_heads, "decoder_")
         self.img_size, self.patch_size, self.in_chans = as_pair(img_size), patch_size, in_chans
         self.grid = patch_grid(img_size, patch_size)
-        self.norm_pix_loss = norm_pix_loss
+        self.norm_pix_loss, self.grad_checkpointing = norm_pix_loss, False
 
         self.patch_embed = PatchEmbed(self.img_size, patch_size, in_chans, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
@@ -122,6 +123,17 @@ class MaskedAutoencoderViT(nn.Module):
         nn.init.normal_(self.cls_token, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep no activations within blocks and compute them again in the backward pass; timm's name for it."""
+        self.grad_checkpointing = enable
+
+    def _run(self, blocks: nn.ModuleList, x: torch.Tensor) -> torch.Tensor:
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint_seq(blocks, x)
+        for block in blocks:
+            x = block(x)
+        return x
+
     def patchify(self, imgs: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) -> (N, L, p * p * C), the channel running fastest."""
         N, C, H, W = imgs.shape
@@ -141,15 +153,14 @@ class MaskedAutoencoderViT(nn.Module):
         """Encode the visible patches: patches (N, L, p * p * C), ids_keep (N, K) -> latent (N, 1 + K, D)."""
         N, K = ids_keep.shape
         visible = patches.gather(1, ids_keep.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))  # (N, K, p * p * C)
-        # Embedding after the gather: removed patches cost nothing. The weight's axes follow patchify's order.
-        weight = self.patch_embed.proj.weight.permute(0, 2, 3, 1).flatten(1)
-        x = F.linear(visible, weight, self.patch_embed.proj.bias)
+        # Embedding after the gather: removed patches cost nothing. Pixels go into the order of the convolution's weight, whose
+        # gradient then lies in memory as the weight does.
+        visible = visible.unflatten(2, (-1, self.in_chans)).transpose(2, 3).flatten(2)
+        x = F.linear(visible, self.patch_embed.proj.weight.flatten(1), self.patch_embed.proj.bias)
         positions = self.pos_embed[0, 1:][ids_keep]  # (N, K, D)
         cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(N, -1, -1)
         x = torch.cat([cls_token.to(x.dtype), x + positions], dim=1)
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)
+        return self.norm(self._run(self.blocks, x))
 
     def forward_decoder(self, latent: torch.Tensor, ids_restore: torch.Tensor) -> torch.Tensor:
         """latent (N, 1 + K, D), ids_restore (N, L) -> predicted patches (N, L, p * p * C)."""
@@ -159,9 +170,7 @@ class MaskedAutoencoderViT(nn.Module):
         patches = torch.cat([x[:, 1:], mask_tokens], dim=1)
         patches = patches.gather(1, ids_restore.unsqueeze(-1).expand(-1, -1, x.shape[2]))
         x = torch.cat([x[:, :1], patches], dim=1) + self.decoder_pos_embed
-        for block in self.decoder_blocks:
-            x = block(x)
-        return self.decoder_pred(self.decoder_norm(x))[:, 1:]
+        return self.decoder_pred(self.decoder_norm(self._run(self.decoder_blocks, x)))[:, 1:]
 
     def forward_loss(self, patches: torch.Tensor, pred: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Mean squared error on the removed patches: (N, L, p * p * C) twice, mask (N, L) -> scalar, in float32."""

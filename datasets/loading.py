@@ -2,10 +2,10 @@
 import functools
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from datasets.imageset import ImageSet
 from datasets.memory import MemoryBatches, ShiftFlip, fits
@@ -13,6 +13,7 @@ from datasets.sampling import epoch_order
 from datasets.shards import ShardImages
 from datasets.streaming import ShardBatches
 from datasets.transforms import eval_transform, train_transform
+from util import signals
 from util.seed import derive_seed, keep_random_state, seed_everything
 
 LOADERS = ("fast", "pil")
@@ -25,15 +26,17 @@ class EpochBatches(Sampler):
     """
 
     def __init__(self, num_samples: int, batch_size: int, seed: int, order: Callable | None = None):
-        self.num_samples, self.batch_size, self.seed, self.epoch = num_samples, batch_size, seed, 0
+        self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
         self.order = order or self._permutation
+        self.set_epoch(0)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration takes."""
+    def set_epoch(self, epoch: int, micro_batches: Sequence[int] | None = None) -> None:
+        """Choose the epoch that the next iteration takes, and which of its micro-batches: all of them by default."""
         self.epoch = epoch
+        self.micro_batches = range(-(-self.num_samples // self.batch_size)) if micro_batches is None else micro_batches
 
     def __len__(self) -> int:
-        return -(-self.num_samples // self.batch_size)
+        return len(self.micro_batches)
 
     def _permutation(self, epoch: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
@@ -41,7 +44,7 @@ class EpochBatches(Sampler):
 
     def __iter__(self):
         order = self.order(self.epoch).tolist()
-        for start in range(0, self.num_samples, self.batch_size):
+        for start in (index * self.batch_size for index in self.micro_batches):
             yield [(index, self.epoch, start + place)
                    for place, index in enumerate(order[start:start + self.batch_size])]
 
@@ -91,6 +94,7 @@ def one_thread(_worker: int) -> None:
 
     The collector writes to every object that it visits, and so would copy what the imports made, some 80 MB a worker.
     """
+    signals.ignore()
     torch.set_num_threads(1)
     gc.freeze()
 
@@ -106,20 +110,23 @@ def worker_count(images: ImageSet, num_workers: int | None) -> int:
 def train_loader(images: ImageSet, size: tuple[int, int], batch_size: int, seed: int, crop: str = "rrc",
                  scale: tuple[float, float] = (0.2, 1.0), hflip: float = 0.5, auto_augment: str | None = None,
                  num_workers: int | None = None, device: torch.device | None = None,
-                 sampler: str = "random", loader: str = "fast") -> DataLoader | MemoryBatches | ShardBatches:
+                 sampler: str = "random", loader: str = "fast", process: int = 0,
+                 processes: int = 1) -> DataLoader | MemoryBatches | ShardBatches:
     """Micro-batches of augmented (images (n, C, H, W) uint8, labels (n,)); see `train_transform` for the settings.
 
     sampler: a key of datasets.sampling.SAMPLERS; an epoch is len(images) draws of it.
     loader: who decodes and resizes images in files; "fast" is torch and torchvision, "pil" the exact reference.
 
-    Call loader.batch_sampler.set_epoch each epoch. Shifts and flips of images in memory run on the device in batches,
+    Call loader.batch_sampler.set_epoch(epoch, micro-batches) each epoch. process, processes: which part of tar shards this
+    process reads; of all other sets any process can read any micro-batch.
+     Shifts and flips of images in memory run on the device in batches,
     everything else in workers; which of the two is a matter of the settings alone, never of the machine.
     """
     device = device or torch.device("cpu")
     if isinstance(images, ShardImages):
         transform = train_transform(size, images.record, crop, scale, hflip, auto_augment)
-        return ShardBatches(images, transform, batch_size, seed, worker_count(images, num_workers), device,
-                            loader=loader)
+        return ShardBatches(images, transform, batch_size, seed, worker_count(images, num_workers), device, process,
+                            processes, loader)
     order = functools.partial(epoch_order, sampler, images.labels, len(images.class_names), seed)
     batches = EpochBatches(len(images), batch_size, seed, None if sampler == "random" else order)
     if fits(images, size, crop, auto_augment):
@@ -131,8 +138,10 @@ def train_loader(images: ImageSet, size: tuple[int, int], batch_size: int, seed:
 
 
 def eval_loader(images: ImageSet, size: tuple[int, int], batch_size: int, crop_pct: float = 0.875,
-                num_workers: int | None = None, device: torch.device | None = None, loader: str = "fast") -> DataLoader:
-    """Every image once, in order, resized to cover size / crop_pct and cut to the middle."""
-    return DataLoader(EvalImages(images, eval_transform(size, crop_pct), loader), batch_size=batch_size,
+                num_workers: int | None = None, device: torch.device | None = None, loader: str = "fast",
+                share: Sequence[int] | None = None) -> DataLoader:
+    """Every image once, in order, resized to cover size / crop_pct and cut to the middle; of `share` those indices alone."""
+    dataset = EvalImages(images, eval_transform(size, crop_pct), loader)
+    return DataLoader(dataset if share is None else Subset(dataset, share), batch_size=batch_size,
                       num_workers=worker_count(images, num_workers), worker_init_fn=one_thread,
                       pin_memory=device is not None and device.type == "cuda")

@@ -54,5 +54,6 @@ class MemoryBatches:
         table = torch.from_numpy(np.random.default_rng(seed).random((sampler.num_samples, 3)))
         # To the device once an epoch: a copy for each micro-batch would wait for the device.
         order, table = torch.as_tensor(sampler.order(sampler.epoch)).to(device), table.to(device)
-        for indices, draws in zip(order.split(sampler.batch_size), table.split(sampler.batch_size), strict=True):
+        for start in (index * sampler.batch_size for index in sampler.micro_batches):
+            indices, draws = (whole[start:start + sampler.batch_size] for whole in (order, table))
             yield self.augment(indices, draws), self.labels[indices]

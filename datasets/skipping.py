@@ -48,6 +48,12 @@ class SkipUnreadable:
         return sorted((printable(self.images.ids[index]), reason.decode(errors="replace"))
                       for index, reason in zip(indices, reasons, strict=True))
 
+    def check_limit(self, names: list[str]) -> None:
+        """Raise UnreadableImage where `names`, the unreadable images that all processes have found, are more than allowed."""
+        if len(names) > self.limit:
+            raise UnreadableImage(f"{len(names)} images cannot be read, more than --skip_bad_images {self.limit} allows: "
+                                  f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}: repair the data, or allow more")
+
     def _indices(self) -> list[int]:
         found = self._found.get_obj()
         return found[1:1 + found[0]]

@@ -1,6 +1,6 @@
 """Micro-batches out of tar shards: every image once an epoch, over any number of workers and processes."""
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 import numpy as np
@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from datasets.shards import Part, Sample, ShardImages, decode, webdataset
+from util import signals
 from util.seed import derive_seed, keep_random_state, seed_everything
 
 BUFFER = 1000  # images that a reader shuffles among, compressed: about 110 MB of ImageNet's
@@ -40,14 +41,34 @@ def reader_parts(counts: np.ndarray, order: np.ndarray, reader: int, readers: in
 
 
 class Epoch:
-    """The epoch that the next iteration reads, in memory that the workers share: they live longer than an epoch."""
+    """Which epoch the next iteration reads, and from which of this process's micro-batches on, in memory that the workers
+    share: they live longer than an epoch.
 
-    def __init__(self):
-        self.value = torch.zeros((), dtype=torch.int64).share_memory_()
+    total: images of an epoch; own: micro-batches of this process; workers: readers of it; readers: all there are.
+    """
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration takes."""
-        self.value.fill_(epoch)
+    def __init__(self, total: int, own: int, batch_size: int, workers: int, readers: int):
+        self.own, self.batch_size, self.readers = own, batch_size, readers
+        # Chunks come from the workers in turn, and in so many turns all of them are full.
+        self.full = total // readers // CHUNK * workers
+        self._values = torch.zeros(2, dtype=torch.int64).share_memory_()
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int, micro_batches: Sequence[int] | None = None) -> None:
+        """Choose the epoch and its micro-batches: consecutive ones up to the last, which may stand twice."""
+        self.micro_batches = range(self.own) if micro_batches is None else micro_batches
+        self.left_out = (self.micro_batches[0] if len(self.micro_batches) else self.own) * self.batch_size
+        self._values.copy_(torch.tensor([epoch, min(self.left_out // CHUNK, self.full)]))
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is read next."""
+        return int(self._values[0])
+
+    @property
+    def skipped(self) -> int:
+        """Chunks at its beginning that are read and not decoded; all full."""
+        return int(self._values[1])
 
 
 class ShardReader(IterableDataset):
@@ -59,10 +80,14 @@ class ShardReader(IterableDataset):
         self.process, self.processes = process, processes
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        worker, epoch = get_worker_info(), int(self.epoch.value)
+        worker, epoch = get_worker_info(), self.epoch.epoch
         if worker:
             torch.set_num_threads(1)  # one of many processes on the cores: its own threads would only fight
-        samples = self.samples(epoch, worker.id if worker else 0, worker.num_workers if worker else 1)
+            signals.ignore()
+        place, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        samples = self.samples(epoch, place, workers)
+        for _ in islice(samples, len(range(place, self.epoch.skipped, workers)) * CHUNK):
+            pass  # training has these behind it
         while chunk := list(islice(samples, CHUNK)):
             # The transforms draw from the global generators, so these are seeded for each sample and put back once.
             with keep_random_state():
@@ -98,22 +123,34 @@ class ShardBatches:
                  device: torch.device | None = None, process: int = 0, processes: int = 1,
                  loader: str = "fast"):
         self.num_samples = (process + 1) * len(images) // processes - process * len(images) // processes
-        self.batch_size, self.batch_sampler = batch_size, Epoch()
+        self.batch_size = batch_size
+        self.batch_sampler = Epoch(len(images), -(-self.num_samples // batch_size), batch_size, max(1, workers),
+                                   processes * max(1, workers))
         self.pin_memory = device is not None and device.type == "cuda"
         reader = ShardReader(images, transform, seed, self.batch_sampler, process, processes, loader)
         self.chunks = DataLoader(reader, batch_size=None, num_workers=workers, persistent_workers=workers > 0)
 
     def __len__(self) -> int:
-        return -(-self.num_samples // self.batch_size)
+        return len(self.batch_sampler.micro_batches)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        return cut(self.chunks, self.batch_size, self.num_samples, self.pin_memory)
+        wanted, batch, skipped = len(self), None, self.batch_sampler.skipped * CHUNK
+        for batch in cut(self.chunks, self.batch_size, self.num_samples - skipped, self.pin_memory,
+                         self.batch_sampler.left_out - skipped):
+            yield batch
+            wanted -= 1
+        if wanted and batch is not None:
+            yield batch  # to take part in a step for which this process has no image left
 
 
-def cut(chunks: Iterable, batch_size: int, num_samples: int, pin_memory: bool = False) -> Iterator[tuple]:
-    """Chunks of (images (k, ...), labels (k,)), num_samples in all -> batches of batch_size, the last one shorter."""
-    left, filled = num_samples, 0
+def cut(chunks: Iterable, batch_size: int, num_samples: int, pin_memory: bool = False, dropped: int = 0) -> Iterator[tuple]:
+    """Chunks of (images (k, ...), labels (k,)), num_samples in all -> batches of batch_size, the last one shorter.
+
+    The first `dropped` samples are left out.
+    """
+    left, filled = num_samples - dropped, 0
     for images, labels in chunks:
+        images, labels, dropped = images[dropped:], labels[dropped:], max(0, dropped - len(images))
         while len(images):
             if not filled:
                 assert left, f"readers gave more than the {num_samples} samples of the epoch"

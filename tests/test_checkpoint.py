@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from util.checkpoint import KEYS, load_checkpoint, save_checkpoint
+from util.checkpoint import KEYS, SaveError, load_checkpoint, save_checkpoint
 
 
 def a_state(**changes):
@@ -31,7 +31,7 @@ def test_a_failed_save_leaves_the_old_file_whole(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(SaveError, match="No space left"):
         save_checkpoint(path, a_state(model={}))
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["last.pth"]
 

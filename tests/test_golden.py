@@ -58,7 +58,7 @@ def pretrain(images, epochs=2):
     normalize = Normalize(images.record, CPU)
     loader = train_loader(images, (28, 28), 16, seed=0)
     for epoch in range(epochs):
-        engine_pretrain.train_one_epoch(model, loader, normalize, stepper, plan, schedule, epoch, 0.75, seed=0)
+        engine_pretrain.train_one_epoch(loader, normalize, stepper, plan, schedule, epoch, 0.75, seed=0)
     return model, stepper.seen
 
 
@@ -72,7 +72,7 @@ def finetune(images, encoder, loss):
     erase = RandomErasing(0.25, mode="pixel", device="cpu")
     criterion = build_loss(loss, images.class_counts + 1)  # 150 images may miss a class
     for epoch in range(2):
-        engine_finetune.train_one_epoch(model, criterion, loader, Normalize(images.record, CPU), erase, targets, stepper,
+        engine_finetune.train_one_epoch(criterion, loader, Normalize(images.record, CPU), erase, targets, stepper,
                                         plan, schedule, epoch, seed=0)
     return stepper.seen
 

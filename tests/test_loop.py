@@ -1,4 +1,5 @@
 """The loop over micro-batches: which rate, weight and seed each gets, with a stub for loader and optimiser."""
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -7,20 +8,23 @@ import torch
 from util.loop import micro_batches
 from util.lr import Schedule
 from util.seed import derive_seed
-from util.steps import StepPlan
+from util.steps import Clock, StepPlan
 
 
 class StubLoader:
     """37 samples in micro-batches of 4, the last of 1."""
 
     def __init__(self):
-        self.batch_sampler = SimpleNamespace(set_epoch=lambda epoch: setattr(self, "epoch", epoch))
+        self.batch_sampler = SimpleNamespace(set_epoch=self.set_epoch)
+
+    def set_epoch(self, epoch, micro_batches):
+        self.epoch, self.micro_batches = epoch, list(micro_batches)
 
     def __len__(self):
         return 10
 
     def __iter__(self):
-        return iter([(torch.zeros(4),)] * 9 + [(torch.zeros(1),)])
+        return iter([(torch.zeros(4 if index < 9 else 1),) for index in self.micro_batches])
 
 
 class StubStepper:
@@ -28,7 +32,12 @@ class StubStepper:
 
     def __init__(self):
         self.optimizer = SimpleNamespace(param_groups=[{"lr": None, "lr_scale": 0.5}, {"lr": None}])
-        self.steps, self.reads, self.started = [], [], 0
+        self.steps, self.reads, self.started, self.clock = [], [], 0, Clock()
+        self.meetings = []
+
+    def gradients_meet(self, last):
+        self.meetings.append(last)
+        return nullcontext()
 
     def start_epoch(self):
         self.started += 1
@@ -53,6 +62,30 @@ def test_rates_weights_and_seeds():
     assert [samples for samples, _ in stepper.steps] == [12, 12, 12, 1]
     assert [lr for _, lr in stepper.steps] == [pytest.approx([0.5 * rate, rate]) for rate in rates]
     assert len(stepper.reads) == 2 and stepper.reads[0].startswith("epoch 2, step 1, lr ")
+    assert stepper.meetings == [False, False, True] * 3 + [True]
+
+
+def test_the_rest_of_an_epoch_is_what_the_whole_epoch_has():
+    def epoch(plan, first_step=0):
+        done, stepper = [], StubStepper()
+        loop = micro_batches(StubLoader(), stepper, plan, Schedule(1.0, 0.1, 1, 5), 2, 7, 50, first_step, done.append)
+        return [(len(batch[0]), seed, weight) for batch, seed, weight in loop], stepper, done
+    whole, stepper, done = epoch(StepPlan(37, 4, 3))
+    rest, later, _ = epoch(StepPlan(37, 4, 3), 2)
+    assert done == [1, 2, 3, 4] and rest == whole[6:] and later.steps == stepper.steps[2:]
+    assert (stepper.started, later.started) == (1, 0)  # the sums of the steps before came out of the checkpoint
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_do_together_what_one_does_with_more_accumulation(processes):
+    def epoch(plan):
+        return [(seed, len(batch[0]), weight) for batch, seed, weight in
+                micro_batches(StubLoader(), StubStepper(), plan, Schedule(1.0, 0.1, 1, 5), 2, 7, 50)]
+    one = epoch(StepPlan(37, 4, 2 * processes))
+    spread = [part for process in range(processes) for part in epoch(StepPlan(37, 4, 2, processes, process))]
+    # A process that has none left repeats one that counts nothing, to take part in the exchange.
+    assert sorted(part for part in spread if part[2]) == sorted(one)
+    assert all(size for _, size, _ in spread)
 
 
 def test_a_long_epoch_tells_where_it_is(monkeypatch, capsys):

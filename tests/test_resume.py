@@ -13,18 +13,21 @@ class Cut(Exception):
 
 @pytest.fixture
 def cut_after(monkeypatch):
-    """cut_after(n): the process dies right after the checkpoint of epoch n."""
-    from util.setup import Session
+    """cut_after(n, step): the process dies right after the checkpoint of n epochs and so many steps."""
+    from util.session import Session
     save = Session.save
 
-    def arrange(epochs):
-        def save_and_die(self, epoch):
-            save(self, epoch)
-            if epoch == epochs:
+    def arrange(epochs, step=0):
+        def save_and_die(self):
+            save(self)
+            if (self.epoch, self.step) == (epochs, step):
                 raise Cut
         monkeypatch.setattr(Session, "save", save_and_die)
         return monkeypatch
     return arrange
+
+
+TIMES = ("seconds", "images_per_second", "data_wait")
 
 
 def same_runs(one, other):
@@ -33,7 +36,7 @@ def same_runs(one, other):
     for x, y in zip(a["optimizer"]["state"].values(), b["optimizer"]["state"].values(), strict=True):
         assert all(torch.equal(x[key], y[key]) for key in y)
     logs = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in (one, other)]
-    exact = [[{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in log] for log in logs]
+    exact = [[{k: v for k, v in line.items() if k not in TIMES} for line in log] for log in logs]
     assert exact[0] == exact[1] and len(exact[0]) == 4
 
 
@@ -42,11 +45,12 @@ STAGE_2 = ["--epochs", 4, "--mixup", .8, "--cutmix", 1, "--drop_path", .2, "--ac
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
-@pytest.mark.parametrize("explicit", [False, True])
-def test_continued_equals_uninterrupted(request, tmp_path, cut_after, stage, explicit, capsys):
+@pytest.mark.parametrize(("explicit", "step"), [(False, 0), (True, 0), (False, 2)])
+def test_continued_equals_uninterrupted(request, tmp_path, cut_after, stage, explicit, step, capsys):
     run, flags = request.getfixturevalue(stage), STAGE_1 if stage == "pretrain" else STAGE_2
+    flags = [*flags, "--save_steps", 1, "--batch_size", 4]
     run(tmp_path / "whole", *flags)
-    patch = cut_after(2)
+    patch = cut_after(2, step)
     with pytest.raises(Cut):
         run(tmp_path / "cut", *flags)
     patch.undo()
@@ -70,9 +74,9 @@ def test_a_checkpoint_is_continued_in_a_new_folder(pretrain, tmp_path, cut_after
 
 
 def test_a_run_cut_before_its_first_checkpoint_starts_anew_and_says_so(pretrain, tmp_path, monkeypatch, capsys):
-    from util.setup import Session
+    from util.session import Session
 
-    def die(self, epoch):
+    def die(self):
         raise Cut
 
     monkeypatch.setattr(Session, "save", die)

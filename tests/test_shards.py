@@ -246,16 +246,18 @@ def test_without_webdataset_one_line_says_what_to_install(monkeypatch, tmp_path)
 MAE = ["--model", "mae_vit_tiny_patch16", "--input_size", "8", "--dataset", "shards"]
 
 
-def test_stage_1_learns_from_shards_and_is_continued_to_the_bit(shards, tmp_path, monkeypatch, capsys):
-    from util.setup import Session
+@pytest.mark.parametrize("at", [(1, 0), (1, 2)], ids=["between epochs", "within one"])
+def test_stage_1_learns_from_shards_and_is_continued_to_the_bit(shards, tmp_path, monkeypatch, capsys, at):
+    from util.session import Session
 
     def run(out, *flags):
         argv = [*TINY, *DECODER, *MAE, "--data_path", shards, "--output_dir", tmp_path / out, *flags]
         return main_pretrain.main(main_pretrain.get_args_parser().parse_args(list(map(str, argv))))
 
-    def save_and_die(self, epoch):
-        save(self, epoch)
-        raise KeyboardInterrupt
+    def save_and_die(self):
+        save(self)
+        if (self.epoch, self.step) == at:
+            raise KeyboardInterrupt
 
     whole = run("whole", "--num_workers", 1)
     assert isinstance(build_dataset("shards", "train", shards), ShardImages) and whole["epoch"] == 1
@@ -265,7 +267,7 @@ def test_stage_1_learns_from_shards_and_is_continued_to_the_bit(shards, tmp_path
     save = Session.save
     monkeypatch.setattr(Session, "save", save_and_die)
     with pytest.raises(KeyboardInterrupt):
-        run("cut", "--num_workers", 0)
+        run("cut", "--num_workers", 0, "--save_steps", 1)
     monkeypatch.undo()
     assert run("cut", "--num_workers", 1)["train_loss"] == whole["train_loss"]
     assert "continuing" in capsys.readouterr().out

@@ -22,11 +22,11 @@ def make(model, **options):
 
 def train(model, stepper, plan, inputs, targets, epochs=3):
     for _ in range(epochs):
-        for index, (x, y) in enumerate(zip(inputs.split(plan.batch_size), targets.split(plan.batch_size), strict=True)):
-            _, _, samples, last = plan.place(index)
-            stepper.backward((model(x) - y).square().mean(), len(x) / samples)
-            if last:
-                stepper.step(samples)
+        for part in plan.micro_batches():
+            own = slice(part.index * plan.batch_size, (part.index + 1) * plan.batch_size)
+            stepper.backward((model(inputs[own]) - targets[own]).square().mean(), part.weight)
+            if part.last:
+                stepper.step(plan.samples(part.step))
     return [p.detach().clone() for p in model.parameters()]
 
 
@@ -44,9 +44,34 @@ def test_accumulation_equals_one_big_batch_tail_included(num, batch, accum):
 @pytest.mark.parametrize(("num", "batch", "accum"), [(64, 8, 4), (37, 4, 3), (10, 4, 4), (7, 8, 2)])
 def test_plan_counts_every_sample_once(num, batch, accum):
     plan = StepPlan(num, batch, accum)
-    places = [plan.place(i) for i in range(math.ceil(num / batch))]
-    assert sum(samples for _, _, samples, last in places if last) == num
-    assert sum(last for *_, last in places) == plan.steps_per_epoch and places[-1][3]
+    parts = plan.micro_batches()
+    assert [part.index for part in parts] == list(range(math.ceil(num / batch)))
+    assert sum(plan.samples(part.step) for part in parts if part.last) == num
+    assert sum(part.last for part in parts) == plan.steps_per_epoch and parts[-1].last
+
+
+@pytest.mark.parametrize("own_parts", [False, True])
+@pytest.mark.parametrize(("num", "batch", "accum", "processes"), [
+    (64, 8, 2, 2), (37, 4, 3, 2), (10, 4, 4, 3), (3, 8, 1, 2), (33, 8, 2, 3), (101, 5, 2, 4)])
+def test_a_plan_over_processes_has_every_sample_once_and_equal_steps(own_parts, num, batch, accum, processes):
+    plans = [StepPlan(num, batch, accum, processes, process, own_parts) for process in range(processes)]
+    parts = [plan.micro_batches() for plan in plans]
+    steps = [plan.samples(step) for plan in plans[:1] for step in range(plans[0].steps_per_epoch)]
+    assert sum(steps) == num and max(steps) <= batch * accum * processes == plans[0].effective_batch_size
+    for step, samples in enumerate(steps):
+        here = [part for own in parts for part in own if part.step == step]
+        assert sum(part.weight for part in here) == pytest.approx(1)
+        assert sum(part.last for part in here) == processes  # all of them take part in the exchange
+        counted = [part for part in here if part.weight]
+        assert len({part.place for part in counted}) == len(counted)
+        sizes = [round(part.weight * samples) for part in counted]
+        assert all(1 <= size <= batch for size in sizes)
+    if not own_parts:
+        counted = sorted(part.index for own in parts for part in own if part.weight)
+        assert counted == list(range(math.ceil(num / batch)))
+    else:  # consecutive in each process, the last one perhaps twice
+        for own in parts:
+            assert [part.index for part in own if part.weight] == list(range(len([part for part in own if part.weight])))
 
 
 def test_epoch_means_are_over_samples_not_over_batches():
@@ -55,7 +80,7 @@ def test_epoch_means_are_over_samples_not_over_batches():
     losses = [1.0, 2.0, 7.0]
     for index, value in enumerate(losses):
         stepper.backward(model(torch.ones(1, 5)).sum() * 0 + value, 1.0)
-        stepper.step(plan.place(index)[2])
+        stepper.step(plan.samples(index))
     assert stepper.read("")["train_loss"] == pytest.approx((4 * 1 + 4 * 2 + 2 * 7) / 10)
 
 
@@ -115,8 +140,11 @@ def test_too_many_bad_steps_in_a_row_stop_with_a_message():
     assert stepper.read("")["skipped_steps"] == 4
     stepper.start_epoch()  # the row goes on over the end of an epoch
     bad()
-    with pytest.raises(NonFiniteError, match="3 steps in a row .epoch 4, lr 0.1.*lower --blr"):
+    with pytest.raises(NonFiniteError, match="3 steps in a row .epoch 4, lr 0.1, gradient norm nan") as caught:
         stepper.read("epoch 4, lr 0.1")
+    assert caught.value.first == 3
+    stepper.forget_bad_row()
+    stepper.read("")
 
 
 def test_state_is_restored():
@@ -124,7 +152,7 @@ def test_state_is_restored():
     stepper.backward(next(iter(stepper.parameters)).sum() * float("nan"), 1.0)
     stepper.step(1)
     other.load_state_dict(stepper.state_dict())
-    assert other.bad_in_row == 1
+    assert other.bad_in_row == 1 and other.total == 1 and other.read("")["skipped_steps"] == 1
 
 
 @pytest.mark.parametrize(("batch", "accum", "effective", "derived"), [

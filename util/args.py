@@ -8,9 +8,14 @@ import sys
 import traceback
 from pathlib import Path
 
+import torch
+
 from datasets import DATASETS
 from datasets.decode import UnreadableImage
 from datasets.loading import LOADERS
+from util.checkpoint import SaveError
+from util.distributed import is_collective_error, world
+from util.signals import SAVED, Stopped
 from util.steps import NonFiniteError
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -66,6 +71,14 @@ def add_run_flags(parser: Parser) -> None:
     group.add_argument("--log_every", type=int, default=50, metavar="STEPS", help="steps between two looks at the device: "
                        "whether training is finite, and a line of progress, every half minute at most")
     group.add_argument("--save_every", type=int, default=1, metavar="EPOCHS", help="epochs between two checkpoints")
+    group.add_argument("--save_steps", type=int, metavar="STEPS", help="steps between two checkpoints within an epoch (none by "
+                       "default)")
+    group.add_argument("--dist_timeout", type=float, default=1800.0, metavar="SECONDS", help="how long one process waits for "
+                       "another before all of them end")
+    group.add_argument("--deterministic", action="store_true", help="only operations that give the same bits again (slower on "
+                       "GPUs), an error where torch has none")
+    group.add_argument("--grad_checkpointing", action="store_true", help="keep no activations within blocks and compute them "
+                       "again: less memory, about a third more time")
 
 
 def add_data_flags(parser: Parser, scale: tuple[float, float]) -> None:
@@ -118,14 +131,16 @@ def add_optimizer_flags(parser: Parser, epochs: int, blr: float, min_lr: float, 
     group.add_argument("--weight_decay", type=float, default=0.05, metavar="W")
     group.add_argument("--opt_betas", type=float, nargs=2, default=list(betas), metavar=("B1", "B2"))
     group.add_argument("--clip_grad", type=float, metavar="NORM", help="largest gradient norm (no clipping by default)")
-    group.add_argument("--max_bad_steps", type=int, default=20, metavar="N", help="stop after so many non-finite steps "
-                       "in a row")
+    group.add_argument("--max_bad_steps", type=int, default=20, metavar="N", help="non-finite steps in a row after which the "
+                       "run goes back to its last checkpoint, once, and then stops")
+    group.add_argument("--ema", type=float, metavar="DECAY", help="keep the moving average of the weights too (timm's), which "
+                       "is then what is scored and loaded")
 
 
 def check_common(args) -> None:
     """Raise ValueError for flags whose numbers cannot be, before anything is built."""
-    for name in ("epochs", "log_every", "save_every", "max_bad_steps"):
-        if getattr(args, name) < 1:
+    for name in ("epochs", "log_every", "save_every", "save_steps", "max_bad_steps"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, not {getattr(args, name)}")
     if not 0 <= args.warmup_epochs < args.epochs:
         raise ValueError(f"--warmup_epochs {args.warmup_epochs:g} must be below --epochs {args.epochs} and not negative")
@@ -143,6 +158,9 @@ def check_common(args) -> None:
         raise ValueError(f"--lr {args.lr:g} and --blr {args.blr:g} both set the learning rate: give one (a recipe may have "
                          "given the other)")
     check_range(args, "hflip", 0, 1)
+    check_range(args, "ema", 0, 1)
+    if not 0 < args.dist_timeout < 1e7:
+        raise ValueError(f"--dist_timeout is in seconds, above 0, not {args.dist_timeout:g}")
     if not all(0 <= beta < 1 for beta in args.opt_betas):
         raise ValueError(f"--opt_betas must lie in [0, 1), not {args.opt_betas}")
     for name in ("weight_decay", "min_lr", "lr", "blr", "clip_grad"):
@@ -172,27 +190,53 @@ def parse_options(words: list[str]) -> dict:
 
 
 def run_command(parser: Parser, main) -> None:
-    """Parse the command line and call main(args): a user's mistake ends in one line and exit code 2.
+    """Parse the command line and call main(args); a failure ends in one line and an exit code, on all processes.
 
-    A ValueError is a user's mistake where this project's code raised it. One from inside a library is a bug of ours
-    and keeps its traceback.
+    Exit code 2 is a user's mistake: a ValueError that this project's code raised. One from inside a library is a bug of
+    ours and keeps its traceback. 75 is a run that was asked to stop and has saved, 1 any other failure.
     """
     args = parser.parse_args()
     try:
         main(args)
-    except NonFiniteError as error:
-        sys.exit(f"error: {error}")
+        world().close()
+    except Stopped as stop:
+        print(stop, file=sys.stderr) if world().first else None
+        world().close()
+        sys.exit(SAVED)
     except KeyboardInterrupt:
         print("stopped; what was saved is whole, and the same command goes on from there", file=sys.stderr)
+        world().fail(130, "stopped by Ctrl-C")
         sys.exit(130)
-    except UnreadableImage as error:
+    except Exception as error:
+        code, message = outcome(error, args)
+        if message is None:
+            world().fail(1, f"{type(error).__name__}: {error}")
+            raise
+        earlier = world().fail(code, message)
+        code, message = earlier or (code, message)
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(code)
+
+
+def outcome(error: Exception, args) -> tuple[int, str | None]:
+    """Exit code and the line that says what to do; no line where the traceback is what tells."""
+    if isinstance(error, NonFiniteError | SaveError):
+        return 1, str(error)
+    if isinstance(error, UnreadableImage):
         # A loading worker wraps the message in its own traceback; the last line is the message.
-        print(f"error: {str(error).strip().splitlines()[-1].split('UnreadableImage: ')[-1]}", file=sys.stderr)
-        sys.exit(2)
-    except ValueError as error:
+        return 2, str(error).strip().splitlines()[-1].split("UnreadableImage: ")[-1]
+    if isinstance(error, ValueError):
         # A path that is not absolute is that of a compiled extension, which is no code of this project.
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-        if not raised_in.is_absolute() or not raised_in.is_relative_to(PROJECT) or "site-packages" in raised_in.parts:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        ours = raised_in.is_absolute() and raised_in.is_relative_to(PROJECT) and "site-packages" not in raised_in.parts
+        return (2, str(error)) if ours else (1, None)
+    if isinstance(error, torch.OutOfMemoryError):
+        batch = getattr(args, "batch_size", None)
+        return 1, (f"the device has too little memory for --batch_size {batch} ({str(error).splitlines()[0]}): halve "
+                   "--batch_size and double --accum_iter, or add --grad_checkpointing")
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+        return 1, (f"{str(error).splitlines()[0]}: a process that loads images has died, most often for want of memory: lower "
+                   "--num_workers, or give the job more memory; the same command goes on from the last checkpoint")
+    if is_collective_error(error):
+        return 1, world().explain(error)
+    return 1, None

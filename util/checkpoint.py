@@ -1,6 +1,13 @@
-"""Checkpoints: tensors and plain Python values only, written beside and renamed, opened without running code."""
+"""Checkpoints: tensors and plain Python values only, written beside and renamed, opened without running code.
+
+    last.pth      the newest checkpoint of a run
+    previous.pth  the one before it, which a run goes on from where the newest is damaged
+"""
+import contextlib
 import os
 import pickle
+import zipfile
+import zlib
 from pathlib import Path
 
 import torch
@@ -10,44 +17,119 @@ KEYS = ("format", "stage", "model", "optimizer", "scaler", "ema", "progress", "r
         "class_names")
 
 
+class SaveError(RuntimeError):
+    """Something of a run could not be written; what was there before is whole."""
+
+    def __init__(self, path: Path, error: Exception):
+        # torch's writer turns the disk's error into one of its own, which has the disk's as its context.
+        cause = error if isinstance(error, OSError) else error.__context__
+        reason = getattr(cause, "strerror", None) or str(error).splitlines()[0]
+        super().__init__(f"cannot write {path} ({reason}); the checkpoints that are there are whole: make room, or mend the "
+                         "permissions, and start the same command again to go on from them")
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint file whose content is not what was written, or was never a checkpoint."""
+
+
 def save_checkpoint(path: Path | str, state: dict) -> None:
-    """Write `state` (all of KEYS but the format) so that a kill at any moment leaves the old or the new file whole."""
-    state = {"format": FORMAT, **state}
+    """Write `state` (all of KEYS but the format) so that a kill at any moment leaves whole files only.
+
+    A file that is there already is kept as previous.pth. Raises SaveError where the disk is full or refuses.
+    """
+    path, state = Path(path), {"format": FORMAT, **state}
     if set(state) != set(KEYS):
         raise AssertionError(f"checkpoint keys differ: {sorted(set(state) ^ set(KEYS))}")
-    replace_file(Path(path), lambda file: torch.save(state, file))
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        write_whole(beside, lambda file: torch.save(state, file))
+        if path.exists():
+            os.replace(path, previous_of(path))
+        os.replace(beside, path)
+        sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise SaveError(path, error) from None
+
+
+def previous_of(path: Path) -> Path:
+    """Where the checkpoint before the newest is kept."""
+    return path.with_name("previous.pth")
 
 
 def replace_file(path: Path, write) -> None:
-    """Call write(binary file) on a file beside `path`, flush it to disk, then rename it over `path`."""
+    """Call write(binary file) on a file beside `path`, flush it to disk, then rename it over `path`. SaveError if not."""
     beside = path.with_name(f".{path.name}.part")
     try:
-        with open(beside, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
+        write_whole(beside, write)
         os.replace(beside, path)
+    except OSError as error:
+        raise SaveError(path, error) from None
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, write) -> None:
+    """Call write(binary file) on a new file and flush it to the disk itself."""
+    with open(path, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the names in a folder, where the system has such a thing."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def check_bytes(path: Path) -> None:
+    """Compare every byte of a torch file with the CRC-32 sums that stand in it. DamagedCheckpoint for the first difference.
+
+    torch.load itself does not look at them, and takes flipped bits for weights.
+    """
+    if not zipfile.is_zipfile(path):
+        return  # torch's reader says what it is
+    try:
+        with zipfile.ZipFile(path) as file:
+            wrong = file.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError) as error:
+        wrong = str(error)
+    if wrong:
+        raise DamagedCheckpoint(f"{path} is damaged (its checksum differs at {wrong}): use another copy, or start without it")
 
 
 def load_checkpoint(path: Path | str, stage: str | None = None) -> dict:
     """Open a checkpoint of this project, on the CPU.
 
     stage: "pretrain" or "finetune" where only that one is of use. Raises ValueError, in one line, for a file that is
-    missing, damaged, not a checkpoint, of another project, of the other stage, or that would need to run code.
+    missing or of the other stage, and its subclass DamagedCheckpoint for one that is damaged, not a checkpoint, of another
+    project, or that would need to run code.
     """
     path = Path(path)
+    if path.is_dir():
+        raise DamagedCheckpoint(f"no checkpoint at {path}, which is a folder: give the path of a last.pth")
     if not path.is_file():
         raise ValueError(f"no checkpoint at {path}: give the path of a last.pth")
     try:
+        open(path, "rb").close()
+    except OSError as error:
+        raise ValueError(f"cannot read the checkpoint {path} ({error.strerror}): mend its permissions") from None
+    check_bytes(path)
+    try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise ValueError(f"{path} is refused: it is no torch file, or holds more than tensors and plain values, which "
+        raise DamagedCheckpoint(f"{path} is refused: it is no torch file, or holds more than tensors and plain values, which "
                          "could run code when opened") from None
     except Exception as error:  # bytes that are no checkpoint make torch's reader fail in any way, a KeyError included
         reason = f"{type(error).__name__}: {str(error).strip()}".split("\n")[0].rstrip(": ")
-        raise ValueError(f"{path} is damaged or no checkpoint ({reason}): use another copy, or start without "
+        raise DamagedCheckpoint(f"{path} is damaged or no checkpoint ({reason}): use another copy, or start without "
                          "it") from None
     check_format(path, state, stage)
     return state
@@ -58,11 +140,16 @@ def check_format(path: Path, state, stage: str | None) -> None:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format", f"the keys {', '.join(map(str, list(state)[:3]))}") if isinstance(state, dict) \
             else type(state).__name__
-        raise ValueError(f"{path} is no checkpoint of this project: expected format {FORMAT!r}, found {found!r}")
+        raise DamagedCheckpoint(f"{path} is no checkpoint of this project: expected format {FORMAT!r}, found {found!r}")
     missing = [key for key in KEYS if key not in state]
     if missing:
-        raise ValueError(f"{path} is an incomplete checkpoint: {', '.join(missing)} missing")
+        raise DamagedCheckpoint(f"{path} is an incomplete checkpoint: {', '.join(missing)} missing")
     if stage and state["stage"] != stage:
         option = {"pretrain": "main_pretrain.py, or --finetune to start stage 2 from it",
                   "finetune": "main_finetune.py"}[state["stage"]]
         raise ValueError(f"{path} is of stage {state['stage']!r}, expected {stage!r}: it belongs to {option}")
+
+
+def trained_weights(state: dict) -> dict:
+    """The weights of a checkpoint that are scored and built upon: their moving average where the run kept one."""
+    return state["ema"] or state["model"]

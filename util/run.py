@@ -2,7 +2,7 @@
 
     args.json       flags, derived settings, git revision, versions, data hash, class counts
     log.jsonl       one object an epoch
-    last.pth        the latest checkpoint (util/checkpoint.py)
+    last.pth        the latest checkpoint (util/checkpoint.py), and previous.pth the one before it
     metrics.json    the result of the last epoch
     predictions.npz logits, labels and sample ids of the evaluation (stage 2)
     bad_images.txt  id, tab, reason of every training image that --skip_bad_images has replaced
@@ -14,6 +14,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -23,22 +24,24 @@ import torchvision
 from tqdm import tqdm
 
 from datasets.skipping import SkipUnreadable
-from util.checkpoint import load_checkpoint, replace_file
+from util.checkpoint import DamagedCheckpoint, SaveError, load_checkpoint, previous_of, replace_file
+from util.distributed import world
 
-RUN_FILES = ("args.json", "log.jsonl", "last.pth", "metrics.json", "predictions.npz")
+RUN_FILES = ("args.json", "log.jsonl", "last.pth", "previous.pth", "metrics.json", "predictions.npz")
 # Flags that say where and how a run works, not what it computes: they may change when it is continued.
-MAY_CHANGE = {"output_dir", "resume", "device", "num_workers", "log_every", "save_every", "data_path", "max_bad_steps",
-              "skip_bad_images"}
+MAY_CHANGE = {"output_dir", "resume", "device", "num_workers", "log_every", "save_every", "save_steps", "data_path",
+              "max_bad_steps", "skip_bad_images", "grad_checkpointing", "dist_timeout"}
 
 
 def say(message: str) -> None:
-    """One line for the person at the terminal or the log file, at once."""
-    print(message, flush=True)
+    """One line for the person at the terminal or the log file, at once; from the first process only."""
+    if world().first:
+        print(message, flush=True)
 
 
 def progress(iterable, total: int, what: str):
     """A progress bar on a terminal, nothing in a file."""
-    return tqdm(iterable, total=total, desc=what, leave=False, disable=not sys.stderr.isatty())
+    return tqdm(iterable, total=total, desc=what, leave=False, disable=not (world().first and sys.stderr.isatty()))
 
 
 def settings_difference(now: dict, then: dict) -> list[str]:
@@ -62,30 +65,66 @@ class RunFolder:
         self.last = self.path / "last.pth"
         self.figures = self.path / "figures"
         self._tensorboard = None
+        self._first_epoch = 0
 
     def find_start(self, stage: str, settings: dict, resume: str | None) -> tuple[dict | None, str]:
-        """Where the run starts from: (checkpoint or None, words that say so).
+        """Where the run starts from: (checkpoint or None, words that say so), the same on all processes.
 
-        Order: last.pth of this folder, else `resume`, else neither. Raises ValueError where the folder holds a run of
-        other settings, or where `resume` names another file than the last.pth that is there.
+        Order: last.pth of this folder (previous.pth where that is damaged), else `resume`, else neither. Raises ValueError
+        where the folder holds a run of other settings, or where `resume` names another file than the last.pth that is there.
         """
-        source = self.last if self.last.exists() else Path(resume) if resume else None
-        if self.last.exists() and resume and Path(resume).resolve() != self.last.resolve():
+        everyone = world()
+        source, state, words = self._find_start(stage, settings, resume) if everyone.first else (None, None, None)
+        source, words = everyone.from_first((source, words))
+        if source and not everyone.first:
+            try:
+                state = load_checkpoint(source, stage)
+            except ValueError as error:
+                raise ValueError(f"process {everyone.rank} does not see the checkpoint that process 0 goes on from ({error}); "
+                                 "--output_dir has to be on a disk that all hosts share") from None
+        return state, words
+
+    def _find_start(self, stage: str, settings: dict, resume: str | None) -> tuple[Path | None, dict | None, str]:
+        """(file, checkpoint, words), as this process sees the folder."""
+        here = self.last.exists() or previous_of(self.last).exists()
+        if here and resume and Path(resume).resolve() != self.last.resolve():
             raise ValueError(f"{self.path} already holds a last.pth, so --resume {resume} would overwrite another run: "
                              "give another --output_dir, or leave --resume out to continue the run that is there")
+        source, state = self._newest(stage) if here else (resume and Path(resume), None)
         if source is None:
             self._check_unfinished(settings)
-            return None, "from scratch"
-        state = load_checkpoint(source, stage)
+            return None, None, "from scratch"
+        state = state or load_checkpoint(source, stage)
         different = settings_difference(settings, state["args"])
         if different:
-            here = f"{self.path} holds another run" if source == self.last else f"{source} is of another run"
-            raise ValueError(f"{here}: {', '.join(different)}: use the settings that are there, or another --output_dir")
-        if source != self.last:
+            whose = f"{self.path} holds another run" if here else f"{source} is of another run"
+            raise ValueError(f"{whose}: {', '.join(different)}: use the settings that are there, or another --output_dir")
+        if not here:
             self._check_unfinished(settings)
             if state["progress"]["epoch"] >= settings["epochs"]:
                 raise ValueError(f"--resume {source} has all its {settings['epochs']} epochs behind it: nothing to continue")
-        return state, f"continuing {source} after epoch {state['progress']['epoch']}"
+        epoch, step = state["progress"]["epoch"], state["progress"]["step"]
+        return source, state, f"continuing {source} after epoch {epoch}" + f" and {step} steps" * bool(step)
+
+    def _newest(self, stage: str) -> tuple[Path, dict]:
+        """This folder's newest checkpoint that is whole, (path, state). A damaged last.pth is told of and put aside.
+
+        Raises ValueError where none is whole.
+        """
+        previous = previous_of(self.last)
+        if not self.last.exists():  # a kill between two renames leaves this behind
+            return previous, load_checkpoint(previous, stage)
+        try:
+            return self.last, load_checkpoint(self.last, stage)
+        except DamagedCheckpoint as error:
+            try:
+                state = load_checkpoint(previous, stage)
+            except ValueError:
+                raise error from None
+            aside = self.last.with_name(f"damaged-{int(time.time())}.pth")
+            os.replace(self.last, aside)
+            say(f"warning: {error}. It is now {aside.name}, and the run goes on from {previous}")
+            return previous, state
 
     def _check_unfinished(self, settings: dict) -> None:
         """Without a last.pth the folder may hold the beginning of this very run, and no other run."""
@@ -118,55 +157,82 @@ class RunFolder:
 
     def create(self, settings: dict, derived: dict, log_lines: int = 0) -> None:
         """Make the folder, write args.json, and cut log.jsonl to the lines that the checkpoint has seen."""
+        if not world().first:
+            return
         self.check_writable()
         self.figures.mkdir(exist_ok=True)
         record = {"args": settings, **derived, "git": git_revision(), "versions": versions(), "continued": []}
         if log_lines and (self.path / "args.json").exists():
             # What the run began with stays; a continuation stands behind it, and a finished run has none.
             begun = json.loads((self.path / "args.json").read_text())
-            now = {"after_epochs": log_lines, **{key: record[key] for key in ("git", "versions", "device") if key in record}}
+            now = {"after_epochs": log_lines, **{key: record[key] for key in ("git", "versions", "device", "processes")
+                                                 if key in record}}
             begun["continued"] += [now] * (log_lines < settings["epochs"])
             record = begun
         self.write_json("args.json", record)
-        log = self.path / "log.jsonl"
-        lines = log.read_text().splitlines(keepends=True)[:log_lines] if log.exists() else []
-        replace_file(log, lambda file: file.write("".join(lines).encode()))
+        self.cut_log(log_lines)
+
+    def cut_log(self, lines: int) -> None:
+        """Keep the first `lines` lines of log.jsonl, and in TensorBoard what belongs to them."""
+        if not world().first:
+            return
+        self.close()
+        log, self._first_epoch = self.path / "log.jsonl", lines
+        kept = log.read_text().splitlines(keepends=True)[:lines] if log.exists() else []
+        replace_file(log, lambda file: file.write("".join(kept).encode()))
 
     @property
     def tensorboard(self):
         """The run's SummaryWriter, opened at the first use."""
         if self._tensorboard is None:
             from torch.utils.tensorboard import SummaryWriter
-            self._tensorboard = SummaryWriter(str(self.path))
+            self._tensorboard = SummaryWriter(str(self.path), purge_step=self._first_epoch or None)
         return self._tensorboard
 
     def log(self, record: dict) -> None:
         """Append one epoch to log.jsonl, to TensorBoard, and print it."""
-        with open(self.path / "log.jsonl", "a") as file:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        flat = {**record, **{f"eval/{key}": value for key, value in record.get("eval", {}).items()}}
-        for key, value in flat.items():
-            if key != "epoch" and isinstance(value, int | float):
-                self.tensorboard.add_scalar(key if "/" in key else f"train/{key}", value, record["epoch"])
+        if not world().first:
+            return
+        try:
+            with open(self.path / "log.jsonl", "a") as file:
+                file.write(json.dumps(record) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            flat = {**record, **{f"eval/{key}": value for key, value in record.get("eval", {}).items()}}
+            for key, value in flat.items():
+                if key != "epoch" and isinstance(value, int | float):
+                    self.tensorboard.add_scalar(key if "/" in key else f"train/{key}", value, record["epoch"])
+        except OSError as error:
+            raise SaveError(self.path / "log.jsonl", error) from None
         say(log_line(record))
 
-    def log_bad_images(self, images) -> dict:
-        """Tell of training images that were found unreadable and replaced, and write them down.
+    def log_settings(self, settings: dict, result: dict) -> None:
+        """The run's settings and its last numbers for TensorBoard's HPARAMS page."""
+        if not world().first:
+            return
+        plain = {name: value if isinstance(value, bool | int | float | str) else str(value)
+                 for name, value in settings.items() if value is not None}
+        numbers = {f"result/{name}": value for name, value in result.items() if isinstance(value, int | float)}
+        self.tensorboard.add_hparams(plain, numbers, run_name=".")
 
-        Returns {"bad_images": how many so far} for the epoch's record, {} for a set in which none is replaced.
+    def log_bad_images(self, images) -> dict:
+        """Tell of training images that were found unreadable and replaced, by any process, and write them down.
+
+        Returns {"bad_images": how many so far} for the epoch's record, {} for a set in which none is replaced. Raises
+        UnreadableImage where the processes together have found more than --skip_bad_images.
         """
         if not isinstance(images, SkipUnreadable):
             return {}
+        found = sorted(set().union(*world().from_all(images.unreadable)))
+        images.check_limit([name for name, _ in found])
         path = self.path / "bad_images.txt"
         told = path.read_text().splitlines() if path.exists() else []
-        new = [f"{name}\t{why}" for name, why in images.unreadable if f"{name}\t{why}" not in told]
-        if new:
+        new = [f"{name}\t{why}" for name, why in found if f"{name}\t{why}" not in told]
+        if new and world().first:
             what = "image, replaced" if len(new) == 1 else "images, each replaced"
             say("\n  ".join([f"{len(new)} unreadable training {what} by the next of its class (listed in {path}):", *new]))
             replace_file(path, lambda file: file.write("".join(f"{line}\n" for line in told + new).encode()))
-        return {"bad_images": len(images.unreadable)}
+        return {"bad_images": len(found)}
 
     def records(self) -> list[dict]:
         """All lines of log.jsonl."""
@@ -175,12 +241,14 @@ class RunFolder:
     def write_json(self, name: str, value: dict) -> None:
         """Write one JSON file, beside and renamed."""
         text = json.dumps(value, indent=1, allow_nan=False)
-        replace_file(self.path / name, lambda file: file.write(text.encode()))
+        if world().first:
+            replace_file(self.path / name, lambda file: file.write(text.encode()))
 
     def write_predictions(self, logits: torch.Tensor, labels: torch.Tensor, ids: np.ndarray) -> None:
         """predictions.npz: logits (N, C) float32, labels (N,), ids (N,)."""
-        replace_file(self.path / "predictions.npz", lambda file: np.savez_compressed(
-            file, logits=logits.float().numpy(), labels=labels.numpy(), ids=ids))
+        if world().first:
+            replace_file(self.path / "predictions.npz", lambda file: np.savez_compressed(
+                file, logits=logits.float().numpy(), labels=labels.numpy(), ids=ids))
 
     def close(self) -> None:
         """Flush TensorBoard's file."""

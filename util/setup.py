@@ -1,8 +1,11 @@
-"""The set-up that both stages share: device, precision, data, optimiser, where a run starts from, its checkpoints."""
+"""The set-up that both stages share: processes, device, precision, data, steps, optimiser."""
+import os
 from dataclasses import dataclass
 
 import torch
+from timm.utils import ModelEmaV3
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from datasets import build_dataset
 from datasets.decode import decode_jpeg
@@ -10,35 +13,54 @@ from datasets.imageset import ImageSet
 from datasets.longtail import hold_out
 from datasets.skipping import SkipUnreadable
 from util.args import check_common
-from util.checkpoint import save_checkpoint
-from util.distributed import check_single_process
+from util.distributed import World, connect, local_device
 from util.lr import Schedule, scale_lr
 from util.precision import choose_amp, choose_attention
-from util.run import RunFolder, say
-from util.seed import derive_seed, rng_state, seed_everything, set_rng_state
+from util.run import say
+from util.seed import derive_seed, seed_everything
 from util.steps import Stepper, StepPlan, build_optimizer, derive_accumulation
 
 
 @dataclass
 class Machine:
-    """Where the work runs and in which type its matrix products are."""
+    """Where the work runs, in which type its matrix products are, and which process of how many this is."""
 
     device: torch.device
     amp: torch.dtype | None
+    world: World
 
 
 def set_up(args) -> Machine:
-    """Check the shared flags, choose the device and the number type (printed with the reason), seed everything."""
+    """Check the shared flags, meet the other processes, choose the device and the number type (printed with the reason),
+    seed everything.
+    """
     check_common(args)
-    check_single_process()
     device = choose_device(args.device)
+    world = connect(device.type, args.dist_timeout)
+    device = local_device(device)
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)
     amp, reason = choose_amp(args.amp, device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {torch.get_num_threads()} threads"
-    say(f"device {name}; matrix products in {reason}; seed {args.seed}")
+    processes = f"{world.size} processes, each on " * (world.size > 1)
+    say(f"device {processes}{name}; matrix products in {reason}; seed {args.seed}")
     if args.loader == "fast" and decode_jpeg is None:
         say("note: this torchvision decodes no JPEGs, so Pillow does: the same pictures, slower")
+    if args.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it, and reads it at its first use
+        torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(args.deterministic)
+    # The same seed everywhere: all processes build the same model.
     seed_everything(derive_seed(args.seed, "start"), device)
-    return Machine(device, amp)
+    return Machine(device, amp, world)
+
+
+def check_same_data(images: ImageSet, world: World) -> None:
+    """Raise ValueError on the processes that read other images than the first one does."""
+    first = world.from_first(images.data_hash)
+    if images.data_hash != first:
+        raise ValueError(f"process {world.rank} reads other images from {images.source} than process 0 (the hash of ids and "
+                         "labels differs): give every host the same --data_path")
 
 
 def choose_device(name: str) -> torch.device:
@@ -59,9 +81,11 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def place(model: nn.Module, machine: Machine) -> nn.Module:
-    """The model on its device, with the attention that is fast there."""
+def place(model: nn.Module, machine: Machine, grad_checkpointing: bool = False) -> nn.Module:
+    """The model on its device, with the attention that is fast there; memory traded for time where asked to."""
     choose_attention(model, machine.device)
+    if grad_checkpointing:
+        model.set_grad_checkpointing(True)
     return model.to(machine.device)
 
 
@@ -121,10 +145,18 @@ def resolved(args, images: ImageSet) -> dict:
     return {**settings, "mean": list(images.record.mean), "std": list(images.record.std)}
 
 
-def plan_steps(args, num_samples: int) -> StepPlan:
-    """How many images make a micro-batch and a step."""
-    accum_iter = derive_accumulation(args.batch_size, args.accum_iter, args.effective_batch_size)
-    return StepPlan(num_samples, args.batch_size, accum_iter)
+def plan_steps(args, images: ImageSet, world: World, state: dict | None = None) -> StepPlan:
+    """How many images make a micro-batch and a step.
+
+    A run that is continued by another number of processes keeps its images a step: the accumulation is derived from them.
+    """
+    accum_iter, effective = args.accum_iter, args.effective_batch_size
+    if state and state["progress"]["processes"] != world.size and effective is None:
+        accum_iter, effective = None, state["progress"]["effective_batch_size"]
+        say(f"note: {world.size} processes go on with what {state['progress']['processes']} began, still with {effective} "
+            "images a step")
+    accum_iter = derive_accumulation(args.batch_size, accum_iter, effective, world.size)
+    return StepPlan(len(images), args.batch_size, accum_iter, world.size, world.rank, own_parts=args.dataset == "shards")
 
 
 def build_training(args, model: nn.Module, groups: list[dict], plan: StepPlan, machine: Machine,
@@ -135,48 +167,25 @@ def build_training(args, model: nn.Module, groups: list[dict], plan: StepPlan, m
     if args.min_lr > lr:
         raise ValueError(f"--min_lr {args.min_lr:g} is above the learning rate {lr:g}: lower it, or raise --blr or --lr")
     optimizer = build_optimizer(groups, lr, tuple(args.opt_betas))
-    return Stepper(model, optimizer, machine.device, machine.amp, args.clip_grad, args.max_bad_steps), \
-        Schedule(lr, args.min_lr, args.warmup_epochs, args.epochs)
+    ema = ModelEmaV3(model, decay=args.ema) if args.ema is not None else None
+    return Stepper(spread(model, plan, machine), optimizer, machine.device, machine.amp, args.clip_grad, args.max_bad_steps,
+                   ema), Schedule(lr, args.min_lr, args.warmup_epochs, args.epochs)
+
+
+def spread(model: nn.Module, plan: StepPlan, machine: Machine) -> nn.Module:
+    """The model in DistributedDataParallel where there are several processes, else itself."""
+    if machine.world.size == 1:
+        return model
+    # No parameter is ever unused. torch forbids a static graph whose first backward pass exchanges nothing.
+    return DistributedDataParallel(model, [machine.device] if machine.device.type == "cuda" else None,
+                                   gradient_as_bucket_view=True, static_graph=plan.accum_iter == 1)
 
 
 def describe(plan: StepPlan, schedule: Schedule, machine: Machine, images: ImageSet) -> dict:
     """Settings derived from flags and data, for args.json."""
-    return {"device": str(machine.device), "matrix_products": str(machine.amp or torch.float32), "lr": schedule.lr,
+    return {"device": str(machine.device), "processes": machine.world.size,
+            "matrix_products": str(machine.amp or torch.float32), "lr": schedule.lr,
             "accum_iter": plan.accum_iter, "effective_batch_size": plan.effective_batch_size,
             "steps_per_epoch": plan.steps_per_epoch, "num_images": len(images), "data_hash": images.data_hash,
             "data_source": images.source, "class_names": images.class_names, "class_counts": images.class_counts.tolist(),
             **images.details}
-
-
-@dataclass
-class Session:
-    """A run that can be saved and continued: its folder, model, optimiser and data."""
-
-    stage: str
-    args: dict
-    run: RunFolder
-    model: nn.Module
-    stepper: Stepper
-    images: ImageSet
-
-    def save(self, epoch: int) -> None:
-        """Write last.pth after `epoch` whole epochs."""
-        save_checkpoint(self.run.last, {
-            "stage": self.stage, "model": self.model.state_dict(),
-            "optimizer": self.stepper.optimizer.state_dict(), "scaler": self.stepper.state_dict(), "ema": None,
-            "progress": {"epoch": epoch, "data_hash": self.images.data_hash,
-                         "group_counts": self.images.group_counts.tolist()}, "rng": rng_state(), "args": self.args,
-            "class_counts": self.images.class_counts.tolist(), "class_names": self.images.class_names})
-
-    def restore(self, state: dict | None) -> int:
-        """Load a checkpoint into model and optimiser; returns the epoch to go on with, 0 from scratch."""
-        if state is None:
-            return 0
-        if state["progress"]["data_hash"] != self.images.data_hash:
-            raise ValueError("the checkpoint was trained on other images (the hash of ids and labels differs): use the "
-                             "same --data_path, or another --output_dir")
-        self.model.load_state_dict(state["model"])
-        self.stepper.optimizer.load_state_dict(state["optimizer"])
-        self.stepper.load_state_dict(state["scaler"])
-        set_rng_state(state["rng"])
-        return state["progress"]["epoch"]

@@ -15,7 +15,7 @@ from datasets.transforms import Normalize, eval_transform
 from models_mae import MaskedAutoencoderViT, as_pair, build_mae, patch_grid
 from models_vit import Classifier, build_vit, load_classifier, load_encoder
 from util.args_finetune import LOSS_SETTINGS, build_criterion
-from util.checkpoint import load_checkpoint
+from util.checkpoint import load_checkpoint, trained_weights
 from util.losses import Loss
 from util.precision import choose_attention
 from util.seed import derive_seed, seeded
@@ -77,7 +77,7 @@ def load_mae(path, device: torch.device = CPU) -> Trained:
         raise ValueError(f"{path} is a classifier of stage 2 and has no decoder to reconstruct with: give the last.pth of "
                          "main_pretrain.py" + f" that it began with, {source}" * bool(source))
     model = autoencoder(state["args"], record_of(state).channels)
-    load_classifier(model, state["model"])
+    load_classifier(model, trained_weights(state))
     return assemble(path, state, model, device)
 
 
@@ -88,7 +88,7 @@ def load_classifier_model(path, device: torch.device = CPU) -> Trained:
     loss = argparse.Namespace(**{name: settings[name] for name in LOSS_SETTINGS})
     criterion = build_criterion(loss, state["class_counts"], state["class_names"])
     model = classifier(settings, record_of(state).channels, len(state["class_names"]), criterion.cosine_head)
-    load_classifier(model, state["model"])
+    load_classifier(model, trained_weights(state))
     return assemble(path, state, model, device, criterion)
 
 
@@ -101,12 +101,12 @@ def load_encoder_model(path, device: torch.device = CPU, untrained: bool = False
     settings, channels = state["args"], record_of(state).channels
     with seeded(derive_seed(settings["seed"], "start")):
         if state["stage"] == "finetune":
-            cosine_head = "head.bias" not in state["model"]
+            cosine_head = "head.bias" not in trained_weights(state)
             model = classifier(settings, channels, len(state["class_names"]), cosine_head)
             if not untrained:
-                load_classifier(model, state["model"])
+                load_classifier(model, trained_weights(state))
         else:
-            weights = autoencoder(settings, channels).state_dict() if untrained else state["model"]
+            weights = autoencoder(settings, channels).state_dict() if untrained else trained_weights(state)
             named = {**settings, "model": settings["model"].removeprefix("mae_"), "cls_token": True}
             model = classifier(named, channels, 1)
             load_encoder(model, weights, patch_grid(as_pair(settings["input_size"]), model.patch_embed.patch_size[0]))

@@ -1,0 +1,207 @@
+"""Several processes: the same numbers as one, and one end for all of them."""
+import json
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import DECODER, TINY
+from tests.processes import Processes
+from util.checkpoint import load_checkpoint
+from util.distributed import Launch, first_host, read_environment
+
+MAE, VIT = ["--model", "mae_vit_tiny_patch16"], ["--model", "vit_tiny_patch16"]
+# 41 images in micro-batches of 11: a step an epoch, 4 micro-batches, the last one short.
+DRAWS = ["--epochs", 20, "--batch_size", 11, "--hflip", .5]
+MIXED = ["--mixup", .8, "--cutmix", 1, "--drop_path", .3, "--reprob", .5, "--smoothing", .1]
+
+
+@pytest.fixture
+def flags(data_flags):
+    """flags(stage, output folder, ...): a command line of the small folder."""
+    def of(stage, out, *more):
+        return stage, [*data_flags, *TINY, *(MAE + DECODER if stage == "pretrain" else VIT), "--output_dir", out, *more]
+    return of
+
+
+def losses(folder):
+    return [json.loads(line)["train_loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def result(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_two_and_three_processes_compute_what_one_does(tmp_path, flags, encoder):
+    def jobs(name, accum_iter, batch):
+        start = ["--finetune", encoder]
+        batches = ["--batch_size", batch, "--accum_iter", accum_iter]
+        return [flags("pretrain", tmp_path / f"{name}-mgp", *DRAWS, *batches),
+                flags("finetune", tmp_path / f"{name}-bft", *DRAWS, *MIXED, *start, *batches, "--eval_every", 20)]
+    runs = [Processes(tmp_path, jobs("one", 4, 11)), Processes(tmp_path, jobs("two", 2, 11), 2),
+            Processes(tmp_path, jobs("three", 1, 15), 3), Processes(tmp_path, jobs("one-of-15", 3, 15))]
+    assert [set(run.end(120).values()) for run in runs] == [{0}] * 4, runs[1].output()
+    for one, several in (("one", "two"), ("one-of-15", "three")):
+        for stage in ("mgp", "bft"):
+            found, expected = losses(tmp_path / f"{several}-{stage}"), losses(tmp_path / f"{one}-{stage}")
+            assert len(found) == 20 and found == pytest.approx(expected, rel=1e-5)
+        assert len(set(losses(tmp_path / f"{one}-bft"))) == 20
+        there, here = (np.load(tmp_path / f"{name}-bft" / "predictions.npz") for name in (one, several))
+        assert (there["ids"] == here["ids"]).all() and (there["labels"] == here["labels"]).all()
+        np.testing.assert_allclose(here["logits"], there["logits"], rtol=1e-3, atol=1e-4)
+
+
+def test_without_draws_of_micro_batches_one_process_of_twice_the_batch_is_the_same(tmp_path, flags):
+    plain = ["--epochs", 10, "--drop_path", 0, "--reprob", 0, "--aa", "none", "--eval_every", 10]
+    runs = [Processes(tmp_path, [flags("finetune", tmp_path / "one", *plain, "--batch_size", 16)]),
+            Processes(tmp_path, [flags("finetune", tmp_path / "two", *plain, "--batch_size", 8)], 2)]
+    assert [set(run.end().values()) for run in runs] == [{0}, {0}]
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def nineteen(picture_folder, tmp_path_factory):
+    """The small folder with 19 test images, which neither 2 nor 3 divide."""
+    root = shutil.copytree(picture_folder, tmp_path_factory.mktemp("nineteen") / "data")
+    for path in sorted((root / "test").rglob("*.png"))[:2]:
+        path.unlink()
+    return root
+
+
+def test_evaluation_is_the_same_over_any_number_of_processes(tmp_path, finetune, nineteen):
+    finetune(tmp_path / "run", "--data_path", nineteen)
+    runs = {n: Processes(tmp_path, [("finetune", ["--eval", "--resume", tmp_path / "run" / "last.pth", "--data_path", nineteen,
+                                                  "--device", "cpu", "--amp", "off", "--num_workers", 0, "--batch_size", 4,
+                                                  "--output_dir", tmp_path / str(n)])], n) for n in (1, 2, 3)}
+    assert all(set(run.end().values()) == {0} for run in runs.values()), runs[2].output()
+    one = result(tmp_path / "1")
+    assert one["num_samples"] == 19
+    for n in (2, 3):
+        several = result(tmp_path / str(n))
+        for key, value in one.items():
+            if key in ("overall", "many", "medium", "few", "per_class_accuracy", "num_samples", "class_counts"):
+                assert several[key] == value, key
+            elif isinstance(value, float):
+                assert several[key] == pytest.approx(value, rel=1e-5), key
+        there, here = (np.load(tmp_path / str(m) / "predictions.npz")["ids"] for m in (1, n))
+        assert (there == here).all()
+
+
+def test_another_number_of_processes_goes_on_with_the_same_batch(tmp_path, flags):
+    more = ["--epochs", 6, "--batch_size", 4, "--accum_iter", 2]
+    whole = Processes(tmp_path, [flags("finetune", tmp_path / "whole", *more)], 2)
+    cut = Processes(tmp_path, [flags("finetune", tmp_path / "cut", *more)], 2)
+    cut.wait_for(lambda: (tmp_path / "cut" / "last.pth").exists())
+    cut.kill(1, signal.SIGUSR2)  # one process is told, both stop
+    assert set(cut.end().values()) == {75} and set(whole.end().values()) == {0}, cut.output()
+    assert load_checkpoint(tmp_path / "cut" / "last.pth")["progress"]["epoch"] < 6
+    one = Processes(tmp_path, [flags("finetune", tmp_path / "cut", *more)])
+    assert one.end() == {0: 0}, one.output()
+    assert "1 processes go on with what 2 began, still with 16 images a step" in one.output()
+    assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
+
+
+# --- one end for all ---
+
+def poison(rank):
+    """The second process's loss is not finite from the third step on."""
+    import util.steps
+    backward, seen = util.steps.Stepper.backward, []
+
+    def poisoned(self, loss, weight):
+        seen.append(1)
+        backward(self, loss * float("nan") if rank == 1 and len(seen) > 2 else loss, weight)
+    util.steps.Stepper.backward = poisoned
+
+
+def test_what_is_not_finite_in_one_process_is_skipped_and_ends_in_all(tmp_path, flags):
+    run = Processes(tmp_path, [flags("pretrain", tmp_path / "run", "--max_bad_steps", 3, "--log_every", 1, "--epochs", 9)], 2,
+                    before=poison)
+    assert run.end() == {0: 1, 1: 1}
+    text = run.output()
+    assert "warning: loss or gradient was not finite in 3 steps in a row" in text and "Going back, once, to the check" in text
+    assert "error: loss or gradient was not finite in 3 steps in a row (epoch" in text
+    assert "gradient norm nan" in text and "images, by index" in text and ".png" in text and "lower --blr" in text
+    assert "Traceback" not in text + run.output(1)
+    state = load_checkpoint(tmp_path / "run" / "last.pth")
+    assert all(torch.isfinite(value).all() for value in state["model"].values())
+
+
+def test_a_mistake_in_one_process_ends_all_with_its_code(tmp_path, flags):
+    stage, good = flags("pretrain", tmp_path / "run", "--epochs", 500)
+    # The second one's data are not there, as on a host that has not mounted them.
+    run = Processes(tmp_path, [(stage, good)], 2, before=lose_data)
+    assert run.end(30) == {0: 2, 1: 2}
+    assert "error: --data_path /not/here" in run.output(1)
+    assert "process 1 on" in run.output(0) and "/not/here" in run.output(0)
+
+
+def lose_data(rank):
+    """The second process looks for its images elsewhere."""
+    import main_pretrain
+    load = main_pretrain.load_images
+
+    def elsewhere(args, split):
+        args.data_path = "/not/here"
+        return load(args, split)
+    if rank == 1:
+        main_pretrain.load_images = elsewhere
+
+
+def test_a_process_that_is_killed_ends_the_others_and_is_named(tmp_path, flags):
+    run = Processes(tmp_path, [flags("pretrain", tmp_path / "run", "--epochs", 5000, "--save_every", 100)], 2)
+    run.wait_for(lambda: (tmp_path / "run" / "log.jsonl").exists() and "epoch   1" in run.output())
+    run.kill(1, signal.SIGKILL)
+    assert run.end(30) == {0: 1, 1: -9}
+    assert "error: process 1 (" in run.output() and "of 2 died or hangs: look at its own output" in run.output()
+    assert "Traceback" not in run.output()
+
+
+def test_a_process_that_does_not_come_is_named(tmp_path, flags):
+    job = [flags("pretrain", tmp_path / "run", "--dist_timeout", 1)]
+    run = Processes(tmp_path, job, 3, ranks=[0, 2])
+    assert run.end(30) == {0: 2, 2: 2}
+    assert "error: waited 1 s, and 1 of 3 processes did not come: 1 (process 0 is on" in run.output()
+    assert any(word in run.output(2) for word in ("did not come: 1", "process 0 has left meanwhile"))
+    alone = Processes(tmp_path, job, 2, ranks=[1])
+    assert alone.end(30) == {1: 2} and "for process 0 at 127.0.0.1:" in alone.output(1)
+    assert not (tmp_path / "run").exists()
+
+
+# --- who is who ---
+
+TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
+SLURM = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1", "SLURM_STEP_NODELIST": "gpu[07-09,12]",
+         "SLURM_JOB_ID": "1234567"}
+
+
+def test_the_environment_says_who_is_who():
+    assert read_environment({}) == Launch()
+    assert read_environment(TORCHRUN) == Launch(3, 8, 1, "node1", 29500, "torchrun")
+    assert read_environment(SLURM) == Launch(3, 8, 1, "gpu07", 15000 + 1234567 % 17000, "srun")
+    assert read_environment({**SLURM, **TORCHRUN}).by == "torchrun"  # torchrun inside srun
+    assert read_environment({**SLURM, "MASTER_ADDR": "ib0", "MASTER_PORT": "1"}).address == "ib0"
+    # In a batch script, before srun, and with an address exported for others.
+    assert read_environment({"SLURM_PROCID": "0", "SLURM_JOB_ID": "9", "MASTER_ADDR": "x", "MASTER_PORT": "1"}) == Launch()
+
+
+@pytest.mark.parametrize(("nodes", "host"), [
+    ("gpu07", "gpu07"), ("gpu[07-09,12]", "gpu07"), ("a[1,3]-ib,b2", "a1-ib"), ("login1,gpu[1-2]", "login1")])
+def test_the_first_host_of_slurms_list(nodes, host):
+    assert first_host(nodes) == host
+
+
+@pytest.mark.parametrize("launcher", [TORCHRUN, SLURM])
+def test_an_environment_that_is_set_in_part_is_refused_with_both_lists(launcher):
+    for name in launcher:
+        partly = {key: value for key, value in launcher.items() if key != name}
+        if name == "SLURM_STEP_NUM_TASKS":
+            assert read_environment(partly) == Launch()  # a batch script
+            continue
+        with pytest.raises(ValueError, match=f"is set in part: .*; {name} missing"):
+            read_environment(partly)
+    first = next(iter(launcher))
+    with pytest.raises(ValueError, match=f"{first} must be a whole number, not 'x'"):
+        read_environment({**launcher, first: "x"})

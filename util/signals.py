@@ -1,0 +1,67 @@
+"""Signals that ask a run to stop: it finishes its step, saves and leaves with a code of its own."""
+import contextlib
+import os
+import signal
+import threading
+
+CAUGHT = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+SAVED = 75  # exit code of a run that was asked to stop and can be continued; BSD's EX_TEMPFAIL, "try again"
+
+_received: list[int] = []
+
+
+class Stopped(Exception):
+    """The run was asked to stop, has saved and can be continued by the same command."""
+
+
+@contextlib.contextmanager
+def remembered():
+    """In the body the signals of CAUGHT are remembered instead of obeyed; a second SIGINT leaves at once.
+
+    Handlers belong to the main thread; in another one (a notebook's) signals do what they did before.
+    """
+    _received.clear()
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = [signal.signal(number, _remember) for number in CAUGHT]
+    try:
+        yield
+    finally:
+        for number, handler in zip(CAUGHT, before, strict=True):
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+def _remember(number: int, _frame) -> None:
+    if number == signal.SIGINT and signal.SIGINT in _received:
+        raise KeyboardInterrupt
+    if not _received:
+        # print is not to be called from a handler: it may be interrupting a print.
+        name = signal.Signals(number).name
+        os.write(2, f"{name}: finishing the step, then saving (a second Ctrl-C leaves at once)\n".encode())
+    _received.append(number)
+
+
+def received() -> int:
+    """Number of the signal that came first, 0 for none."""
+    return _received[0] if _received else 0
+
+
+def ignore() -> None:
+    """For processes that load images: their parent decides when they end, and no signal that a whole job gets.
+
+    The parent ends what is left of them by SIGTERM and waits until they have gone, so its own SIGTERM is told from
+    another's by the sender. Where a system does not tell the sender, SIGTERM keeps its meaning.
+    """
+    for number in CAUGHT:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_obey_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _obey_parent(parent: int) -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
+        pass
+    os._exit(128 + signal.SIGTERM)
