@@ -12,6 +12,13 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["main_pretrain", "main_finetune"])
 
 
+class NoFigures:
+    """Stands for util.figures where pictures would only take time."""
+
+    def __getattr__(self, name):
+        return lambda *_: None
+
+
 def run_rank(environment, log, jobs, last_as_command, before):
     """One process: its stages one after the other, the last one perhaps as the command line does it."""
     import torch
@@ -26,6 +33,9 @@ def run_rank(environment, log, jobs, last_as_command, before):
     sys.stdout, sys.stderr = os.fdopen(1, "w", 1, closefd=False), os.fdopen(2, "w", 1, closefd=False)
     torch.set_num_threads(1)
     stages = {"pretrain": main_pretrain, "finetune": main_finetune}
+    for module in stages.values():
+        module.figures = NoFigures()
+    main_pretrain.show_reconstructions = lambda *_: None
     if before:
         before(int(environment.get("RANK", 0)))
     for i, (stage, argv) in enumerate(jobs):
@@ -73,6 +83,15 @@ class Processes:
         """Send a signal to one process."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.running[rank].pid, number)
+
+    def workers(self, rank=0):
+        """Process ids of the image workers of a process: its children, but for Python's resource tracker."""
+        found = []
+        for task in Path(f"/proc/{self.running[rank].pid}/task").iterdir():
+            for pid in (task / "children").read_text().split():
+                if "resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_text():
+                    found.append(int(pid))
+        return found
 
     def end(self, seconds=60):
         """Exit codes by rank, each within the time."""
