@@ -1,12 +1,13 @@
 """List files: an image and its label a line, `relative/path label`, or a CSV with the columns path and label."""
 import csv
 import io
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from datasets.paths import PathTable, printable
+from datasets.paths import PathTable, open_file, printable
 
 
 class ListError(ValueError):
@@ -52,12 +53,18 @@ def rows(path: str | Path, report: Callable[[int, str], None],
             yield number, name, int(label)
 
 
+def line_of(path: Path, index: int) -> str:
+    """file:line of image `index` of a list that can be read."""
+    return f"{printable(path)}:{next(itertools.islice(rows(path, lambda *_: None), index, None))[0]}"
+
+
 def read_text(path: Path) -> bytes:
     """The bytes of a list file without a byte order mark."""
     try:
-        data = path.read_bytes()
+        with open_file(path) as file:
+            data = file.read()
     except OSError as error:
-        raise ValueError(f"cannot read the list file {printable(path)} ({error.strerror})") from None
+        raise ValueError(f"cannot read the list file {printable(path)} ({error.strerror or error})") from None
     if b"\0" in data:
         raise ValueError(f"{printable(path)} is no list file in UTF-8 (it contains zero bytes): expected lines "
                          "`relative/path label`")

@@ -12,12 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets.described import Count, parse
 from datasets.imageset import FileImages, Record
 from datasets.lists import read_list, write_list
-from datasets.paths import printable
+from datasets.paths import open_file, printable
 
 FORMAT = "livt-dataset-1"
 FILE = "dataset.json"
+KEYS = {"name": str, "root": str, "class_order": str, "options": dict, "class_names": [str], "splits": {str: {
+    "file": str, "images": Count, "source": str, "sha256": str, "class_counts": [Count]}}}
 
 
 @dataclass
@@ -70,12 +73,12 @@ def read_description(folder: str | Path) -> dict:
     """The content of dataset.json in a prepared folder. ValueError where there is none, or none of this format."""
     path = Path(folder) / FILE
     try:
-        record = json.loads(path.read_text())
+        with open_file(path) as file:
+            data = file.read()
     except OSError as error:
-        raise ValueError(f"cannot read {printable(path)} ({error.strerror})") from None
-    except ValueError as error:
-        raise ValueError(f"{printable(path)} is damaged ({error}): prepare the data set again") from None
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise ValueError(f"cannot read {printable(path)} ({error.strerror or error})") from None
+    record = parse(data, path, FORMAT, "prepare the data set again", KEYS)
+    if not record:
         raise ValueError(f"{printable(path)} is no description of a prepared data set (format {FORMAT}): make one with "
                          "python -m datasets.prepare")
     return record
@@ -106,7 +109,9 @@ def prepared_images(name: str, data_path: str | Path | None, split: str, record:
     if not (root / paths[0]).exists():
         raise ValueError(f"no image at {printable(root / paths[0])}, the first of {printable(path)}: if the images have moved, "
                          f"set \"root\" in {printable(folder / FILE)} to where they are")
-    images = FileImages(root, labels, description["class_names"], record, paths, source=f"{path} ({entry['source']})")
+    images = FileImages(root, labels, description["class_names"], record, paths,
+                        source=f"{printable(path)} ({entry['source']})")
+    images.list_file = path
     images.details = {"list_sha256": entry["sha256"], "class_order": description["class_order"],
                       "options": description["options"]}
     return images

@@ -135,9 +135,9 @@ def test_lists_that_do_not_fit_their_classes(listed):
     fails(r"train.txt:37: label 2 of train/elk/00.png, but the labels of 2 classes end at 1 \(5 lines are wrong")
     (listed / "classes.txt").unlink()
     write_list(listed / "train.txt", ["train/cat/00.png", "train/elk/00.png"], [0, 999999999])
-    fails("train.txt: class 1 of 0 to 999999999 has no training image")
+    fails("train.txt:2: label 999999999, but class 1 of 0 to 999999999 has no training image")
     write_list(listed / "train.txt", ["train/cat/00.png", "train/elk/00.png"], [0, 2])
-    fails("train.txt: class 1 of 0 to 2 has no training image: number the classes without gaps")
+    fails("train.txt:2: label 2, but class 1 of 0 to 2 has no training image: number the classes without gaps")
     (listed / "train.txt").unlink()
     fails("and it has neither")
 
@@ -151,12 +151,12 @@ def test_images_without_labels_are_found_at_any_depth(picture_folder, tmp_path, 
             ["--dataset", "unlabeled", "--data_path", str(picture_folder), "--mean", ".5", "--std", ".5"]))
 
 
-@pytest.mark.parametrize("target", ["nowhere.png", "a.png"])
-def test_links_that_lead_to_no_image_are_named(tmp_path, target):
+@pytest.mark.parametrize(("target", "how"), [("nowhere.png", "nowhere, to nowhere.png"), ("a.png", "in a circle, to a.png")])
+def test_links_that_lead_to_no_image_are_named(tmp_path, target, how):
     (tmp_path / "train" / "cat").mkdir(parents=True)
     (tmp_path / "train" / "cat" / "a.png").symlink_to(target)  # a.png -> a.png goes in a circle
     for name in ("folder", "unlabeled"):
-        with pytest.raises(ValueError, match="train/cat/a.png is a link that leads to no image"):
+        with pytest.raises(ValueError, match=f"train/cat/a.png is a link that leads {how}: repair or remove it"):
             build_dataset(name, "train", tmp_path, **STATISTICS)
 
 

@@ -214,11 +214,34 @@ def test_local_shards_are_measured_before_training(copied):
 @pytest.mark.parametrize(("text", "words"), [
     (b"{", "is damaged"), (b"[1]", "is no description of tar shards"),
     (b'{"format": "livt-dataset-1"}', "is no description of tar shards .format livt-shards-1."),
-    (b'{"format": "livt-shards-1", "shards": [{"file": "a;rm b"}]}', "names the shard a;rm b: expected shard-000000.tar")])
+    (b'{"a": ' * 100_000, "is damaged")])
 def test_a_description_that_is_none(webdataset, tmp_path, text, words):
     (tmp_path / "shards.json").write_bytes(text)
     with pytest.raises(ValueError, match=words):
         build_dataset("shards", "train", tmp_path)
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    *((lambda r, key=key: r.pop(key), f"has no key {key}: copy it again") for key in ("name", "split", "shards", "mean")),
+    (lambda r: r["shards"][1].pop("sha256"), r"has no key shards.1..sha256: copy it again"),
+    (lambda r: r["shards"][2].update(images="6"), r"shards.2..images is '6', expected a whole number, not negative: copy it"),
+    (lambda r: r["shards"][2].update(images=-6), r"shards.2..images is -6, expected a whole number, not negative"),
+    (lambda r: r["shards"][2].update(images=True), r"shards.2..images is True, expected a whole number"),
+    (lambda r: r.update(shards={}), "shards is {}, expected a list"),
+    (lambda r: r.update(class_names=None), "class_names is None, expected a list"),
+    (lambda r: r.update(class_names=[1] * 23), "class_names.0. is 1, expected a text"),
+    (lambda r: r.update(mean=["a"]), "mean.0. is 'a', expected a number"),
+    (lambda r: r.update(std=[0.0] * 3), "shards.json: --mean .* the deviations above 0: copy it again"),
+    (lambda r: r.update(shards=[]), "class_counts of 23 classes and 23 images, and shards of 0 images, which do not fit"),
+    (lambda r: r["class_counts"].pop(), "23 class_names, class_counts of 22 classes and 22 images"),
+    (lambda r: r["shards"][0].update(file="a;rm b"), "names the shard a;rm b: expected shard-000000.tar")])
+def test_a_description_with_a_wrong_key_names_file_and_key(copied, change, words):
+    record = json.loads((copied / "shards.json").read_text())
+    change(record)
+    (copied / "shards.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=words) as error:
+        build_dataset("shards", "train", copied)
+    assert str(error.value).startswith(str(copied / "shards.json")) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("place", "words"), [

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from datasets.cifar import CLASSES
+from datasets.entries import LeftOut
 from datasets.folder import walk
 from tests.trees import WNIDS, cause
 
@@ -49,8 +50,8 @@ def test_lists_of_ones_own(lists):
 def test_a_folder_of_ones_own(tree):
     shutil.rmtree(tree.root / "val")
     shutil.copytree(tree.root / "train", tree.root / "test")
-    for path in walk(tree.root / "test"):
-        with open(path.path, "ab") as file:
+    for path in walk(tree.root / "test", LeftOut()):
+        with open(tree.root / "test" / path, "ab") as file:
             file.write(b"other")
     where = dict(name="folder", data_path=tree.root)
     assert tree.run("--decode", "--num_workers", 0, **where)[0] == 0

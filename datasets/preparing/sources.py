@@ -1,6 +1,5 @@
 """The files that define a public data set: where they are looked for, and which images and labels they name."""
 import csv
-import itertools
 import json
 import os
 import re
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.lists import read_list, read_text, rows, wrong_path
+from datasets.lists import line_of, read_list, read_text, wrong_path
 from datasets.paths import printable
 
 # Names that the publishers give these files, split by split; of two alternatives the first that is whole is taken.
@@ -93,11 +92,6 @@ def tidy(name: bytes) -> bytes:
     if b"./" in name or b"//" in name:
         return b"/".join(part for part in name.split(b"/") if part not in (b"", b"."))
     return name
-
-
-def line_of(path: Path, index: int) -> str:
-    """file:line of image `index` of a list that can be read."""
-    return f"{printable(path)}:{next(itertools.islice(rows(path, lambda *_: None), index, None))[0]}"
 
 
 def read_annotations(path: Path) -> Listing:
