@@ -16,7 +16,7 @@ import numpy as np
 
 from datasets import DATASETS, build_dataset
 from datasets.decode import UnreadableImage, named
-from datasets.entries import EXTENSIONS
+from datasets.entries import EXTENSIONS, is_folder, mode_of
 from datasets.folder import NO_LABEL
 from datasets.imageset import FileImages, ImageSet
 from datasets.parallel import CHUNK, over_chunks
@@ -140,9 +140,12 @@ def check_out(out: Path, images_per_shard: int) -> None:
     """ValueError where `out` is no new or empty folder, or shards would hold nothing."""
     if images_per_shard < 1:
         raise ValueError(f"--images_per_shard must be at least 1, not {images_per_shard}")
-    if out.exists() and not out.is_dir():
+    if mode_of(out) and not is_folder(out):
         raise ValueError(f"--out {printable(out)} is a file: name a folder")
-    there = sorted(os.listdir(out)) if out.is_dir() else []
+    try:
+        there = sorted(os.listdir(out)) if is_folder(out) else []
+    except OSError as error:
+        raise ValueError(f"cannot read --out {printable(out)} ({error.strerror}): name another folder") from None
     if FILE in there:
         raise ValueError(f"--out {printable(out)} holds shards already: name a new or empty folder")
     if there:

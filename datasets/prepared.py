@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.described import Count, parse
+from datasets.entries import is_file, is_folder, mode_of
 from datasets.imageset import FileImages, Record
 from datasets.lists import read_list, write_list
 from datasets.paths import open_file, printable
@@ -59,11 +60,11 @@ def write_prepared(out: str | Path, name: str, root: str | Path, class_names: li
 
 def check_free(out: Path, name: str) -> None:
     """ValueError where `out` holds something that writing data set `name` there would spoil."""
-    if out.exists() and not out.is_dir():
+    if mode_of(out) and not is_folder(out):
         raise ValueError(f"--out {printable(out)} is a file: name a folder")
-    if not out.is_dir() or not any(out.iterdir()):
+    if not is_folder(out) or not any(out.iterdir()):
         return
-    there = read_description(out)["name"] if (out / FILE).is_file() else None
+    there = read_description(out)["name"] if is_file(out / FILE) else None
     if there != name:
         held = f"the data set {there}" if there else "other files"
         raise ValueError(f"--out {printable(out)} holds {held}: name an empty or a new folder")
@@ -93,7 +94,7 @@ def prepared_images(name: str, data_path: str | Path | None, split: str, record:
     if data_path is None:
         raise ValueError(f"--dataset {name} needs --data_path, a prepared folder: {how}")
     folder = Path(data_path)
-    if not (folder / FILE).is_file():
+    if not is_file(folder / FILE):
         raise ValueError(f"--data_path {printable(folder)} is no prepared folder (it has no {FILE}): {how}")
     description = read_description(folder)
     if description["name"] != name:
@@ -106,7 +107,7 @@ def prepared_images(name: str, data_path: str | Path | None, split: str, record:
     if sha256(path) != entry["sha256"]:
         raise ValueError(f"{printable(path)} is not the list that was prepared (its SHA-256 differs from {FILE}'s): prepare "
                          "the data set again, or use a list of your own with --dataset list")
-    if not (root / paths[0]).exists():
+    if not mode_of(root / paths[0]):
         raise ValueError(f"no image at {printable(root / paths[0])}, the first of {printable(path)}: if the images have moved, "
                          f"set \"root\" in {printable(folder / FILE)} to where they are")
     images = FileImages(root, labels, description["class_names"], record, paths,

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets import FACTORS, records
+from datasets.entries import is_file, is_folder
 from datasets.folder import NO_LABEL
 from datasets.imageset import FileImages, Record
 from datasets.longtail import longtail_counts_of
@@ -85,7 +86,7 @@ def check_files(found: Inventory, verdict: Verdict, bar: Callable) -> dict[str, 
     """Whether the files are there; returns the scan of every split."""
     problems, scans = [problem for problem in found.problems if problem.kind in ("files", "links")], {}
     for split, listing in found.splits.items():
-        if listing.paths is not None and found.root.is_dir():
+        if listing.paths is not None and is_folder(found.root):
             scans[split] = scan_files(listing, lambda folders, total, split=split: bar(folders, total, f"{split}: folders"),
                                       sizes=True)
             problems += file_problems(listing, scans[split])
@@ -115,7 +116,7 @@ def check_paths(found: Inventory, verdict: Verdict) -> None:
     folder_names = found.class_names
     if found.name == "inat18":
         folder_names = [str(k) for k in range(len(found.class_names))]
-    elif found.name == "list" and not (found.root / "classes.txt").is_file():
+    elif found.name == "list" and not is_file(found.root / "classes.txt"):
         folder_names = None
     problems, lines = checks.label_problems(found.splits, found.class_names, folder_names)
     if lines:
@@ -182,7 +183,7 @@ def verify(found: Inventory, decode: bool = False, num_workers: int | None = Non
         found.name, counts, {split: listing.paths for split, listing in found.splits.items() if listing.paths is not None},
         str(found.root), [hint for scan in scans.values() for hint in scan.hints],
         sum(int((scan.status == MISSING).sum()) for scan in scans.values()), sum(len(scan.status) for scan in scans.values()),
-        sorted(os.listdir(found.root)) if found.root.is_dir() else [], int(largest)))
+        sorted(os.listdir(found.root)) if is_folder(found.root) else [], int(largest)))
 
 
 def overview(found: Inventory, counts: dict[str, np.ndarray]) -> list[str]:

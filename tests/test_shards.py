@@ -1,7 +1,10 @@
 """Tar shards: every image once an epoch, in any number of readers, and a shard that is not whole stops the run."""
+import hashlib
 import io
 import itertools
 import json
+import os
+import re
 import sys
 import tarfile
 
@@ -11,7 +14,7 @@ import torch
 
 import main_finetune
 import main_pretrain
-from datasets import build_dataset, pack
+from datasets import build_dataset, pack, verify
 from datasets.decode import UnreadableImage
 from datasets.imageset import Record
 from datasets.loading import train_loader
@@ -262,6 +265,63 @@ def test_without_webdataset_one_line_says_what_to_install(monkeypatch, tmp_path)
         with pytest.raises(ValueError, match="need webdataset, which is not installed: pip install 'webdataset>=0.2.86'"):
             command()
     assert not (tmp_path / "out").exists()
+
+
+# --- datasets.verify ---
+
+def run_verify(folder, capsys, *flags):
+    code = verify.main(verify.get_args_parser().parse_args(["shards", "--data_path", str(folder), *flags]))
+    return code, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_verify_reads_every_byte_of_the_tars(copied, capsys, workers):
+    flags = ["--num_workers", workers]
+    code, text = run_verify(copied, capsys, *flags)
+    assert code == 0 and "4 unchanged" in text and "train: images" in text and "not looked at (--decode)" in text
+    code, text = run_verify(f"pipe:cat '{copied}'/{{file}}", capsys, "--decode", *flags)
+    assert code == 0 and "4 unchanged" in text and "23 decoded" in text
+    paths = [copied / f"shard-{i:06}.tar" for i in range(4)]
+    data = paths[0].read_bytes()
+    paths[0].write_bytes(data[:600] + bytes([data[600] ^ 1]) + data[601:])
+    paths[1].write_bytes(paths[1].read_bytes()[:-512])
+    paths[2].unlink()
+    os.mkfifo(paths[2])
+    paths[3].unlink()
+    code, text = run_verify(copied, capsys, "--decode", *flags)
+    assert code == 1 and "shards: 4 problems" in text and "images readable" in text
+    assert "  shard-000000.tar: has other bytes than it was written with (its SHA-256 differs from that in shards.json)" in text
+    assert f"  shard-000001.tar: has {len(data) - 512:,} bytes, not the {len(data):,} of shards.json" in text
+    assert "  shard-000002.tar: is a pipe, not a file" in text
+    assert "  shard-000003.tar: cannot be read (No such file or directory)" in text
+
+
+def spoil(folder, key):
+    """Make an image unreadable, in a tar and a description that fit each other."""
+    path = folder / f"shard-{key // 6:06}.tar"
+    rewrite(path, lambda files: [(name, b"<html>" if name == f"{key:09}.png" else data) for name, data in files])
+    record = json.loads((folder / "shards.json").read_text())
+    record["shards"][key // 6] |= {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    (folder / "shards.json").write_text(json.dumps(record))
+
+
+def test_a_bad_image_in_a_shard_is_named_with_its_shard_and_what_helps(copied, capsys):
+    spoil(copied, 8)
+    words = ("cannot read the image 000000008.png of the shard {}/shard-000001.tar, which was {} (no image that Pillow knows): "
+             "pack the set again, where it is whole; python -m datasets.pack leaves out a few unreadable images with "
+             "--skip_bad_images N")
+    images = build_dataset("shards", "train", copied)
+    with pytest.raises(UnreadableImage) as error:
+        images.image(8)
+    number = re.search(r"which was (\d+) ", str(error.value))[1]
+    assert str(error.value) == words.format(copied, number)
+    assert run_verify(copied, capsys)[0] == 0
+    code, text = run_verify(copied, capsys, "--decode", "--num_workers", "0")
+    assert code == 1 and f"  shard-000001.tar: 000000008: {words.format(copied, number)}\n" in text
+    (copied / "shards.json").unlink()
+    os.mkfifo(copied / "shards.json")
+    with pytest.raises(ValueError, match="cannot read .*shards.json .a pipe, not a file."):
+        build_dataset("shards", "train", copied)
 
 
 # --- both stages ---

@@ -11,7 +11,7 @@ import numpy as np
 
 from datasets import DATASETS, LAYOUTS, embedded
 from datasets.cifar import CLASSES, official_files
-from datasets.entries import EXTENSIONS, Contents, LeftOut, is_folder, look, pictures_below
+from datasets.entries import EXTENSIONS, Contents, LeftOut, is_file, is_folder, look, pictures_below
 from datasets.folder import BELOW, BESIDE, LINKED, NO_LABEL, class_order, list_file, listed_classes
 from datasets.lists import rows
 from datasets.paths import PathTable, in_unicode, printable
@@ -95,7 +95,7 @@ def read_lines(found: Inventory, split: str, path: Path, num_classes: int | None
 
 def read_prepared(name: str, folder: Path) -> Inventory:
     """A folder of datasets.prepare."""
-    if not (folder / FILE).is_file():
+    if not is_file(folder / FILE):
         raise ValueError(f"--data_path {printable(folder)} is no prepared folder (it has no {FILE}): "
                          f"python -m datasets.prepare {name} --source DIR --out OUT makes one")
     description = read_description(folder)
@@ -103,14 +103,14 @@ def read_prepared(name: str, folder: Path) -> Inventory:
         raise ValueError(f"{printable(folder)} holds the data set {description['name']}, not {name}")
     found = Inventory(name, Path(description["root"]), description["class_names"], options=description["options"],
                       checked=(LINES, UNCHANGED))
-    if not found.root.is_dir():
+    if not is_folder(found.root):
         found.report("files", found.root, f"no such folder of images: set \"root\" in {printable(folder / FILE)} to where "
                      "they are now")
     for split in (split for split in SPLITS if split in description["splits"]):
         entry = description["splits"][split]
         path = folder / entry["file"]
         read_lines(found, split, path, len(found.class_names))
-        data = path.read_bytes() if path.is_file() else b""
+        data = path.read_bytes() if is_file(path) else b""
         if data and hashlib.sha256(data).hexdigest() != entry["sha256"]:
             unix = hashlib.sha256(data.replace(b"\r\n", b"\n")).hexdigest() == entry["sha256"]
             now, then = len(found.splits[split]), entry["images"]
@@ -124,7 +124,7 @@ def read_prepared(name: str, folder: Path) -> Inventory:
 def read_lists(name: str, root: Path) -> Inventory:
     """DIR/<split>.txt or DIR/<split>.csv of one's own."""
     found = Inventory(name, root, checked=(LINES,))
-    there = [split for split in SPLITS if any((root / f"{split}{ending}").is_file() for ending in (".txt", ".csv"))]
+    there = [split for split in SPLITS if any(is_file(root / f"{split}{ending}") for ending in (".txt", ".csv"))]
     if not there:
         raise ValueError(f"no list in {printable(root)}: {LAYOUTS['list']}")
     classes_of(found)
@@ -156,7 +156,7 @@ def number_classes(found: Inventory, first: Listing) -> None:
 
 def classes_of(found: Inventory) -> None:
     """Keep the names of classes.txt in `found`, none where it is not there or cannot be used."""
-    if (found.root / CLASSES_FILE).is_file():
+    if is_file(found.root / CLASSES_FILE):
         found.checked = (*found.checked, CLASSES_FILE)
         try:
             found.class_names = listed_classes(found.root)
@@ -167,7 +167,7 @@ def classes_of(found: Inventory) -> None:
 def read_folder(name: str, root: Path) -> Inventory:
     """A tree DIR/<split>/<class>/<image>."""
     found = Inventory(name, root, checked=(LEFT_OUT,))
-    there = [split for split in SPLITS if (root / split).is_dir()]
+    there = [split for split in SPLITS if is_folder(root / split)]
     if not there:
         raise ValueError(f"no folder train/, val/ or test/ in {printable(root)}: {LAYOUTS['folder']}")
     classes_of(found)
@@ -253,7 +253,7 @@ def read_arrays(name: str, root: Path) -> Inventory:
     found = Inventory(name, root)
     for path, md5 in official_files(name).items():
         how = f"python -m datasets.prepare {name} --out DIR downloads it"
-        if not (root / path).is_file():
+        if not is_file(root / path):
             found.report("files", path, f"no such file: {how}")
         elif hashlib.md5((root / path).read_bytes()).hexdigest() != md5:
             found.report("files", path, f"is damaged, its MD5 is not {md5}: remove it, {how} again")
