@@ -152,8 +152,11 @@ def is_folder(path: str | Path) -> bool:
 
 
 def is_file(path: str | Path) -> bool:
-    """As os.path.isfile; ValueError as `is_folder`."""
-    return stat.S_ISREG(mode_of(path))
+    """Whether there is a file; ValueError as `is_folder`, and for what is there and is no file, such as a pipe."""
+    mode = mode_of(path)
+    if mode and not stat.S_ISREG(mode):
+        raise ValueError(f"{printable(path)} is {kind_of(mode)}, not a file: move it away")
+    return mode != 0
 
 
 def mode_of(path: str | Path) -> int:

@@ -6,8 +6,8 @@ import numpy as np
 
 from datasets.entries import EXTENSIONS, Contents, LeftOut, is_file, is_folder, look, pictures_below
 from datasets.imageset import FileImages, Record
-from datasets.lists import line_of, read_list
-from datasets.paths import PathTable, in_unicode, open_file, printable
+from datasets.lists import line_of, read_list, read_text
+from datasets.paths import PathTable, in_unicode, printable
 
 NO_LABEL = "(no label)"
 BESIDE = "lying beside the class folders and not in one"
@@ -169,11 +169,7 @@ def listed_classes(root: Path) -> list[str] | None:
     path = root / "classes.txt"
     if not is_file(path):
         return None
-    try:
-        with open_file(path) as file:
-            text = file.read().decode("utf-8-sig", "surrogateescape")
-    except OSError as error:
-        raise ValueError(f"cannot read {printable(path)} ({error.strerror})") from None
+    text = read_text(path, "one class a line, in label order").decode("utf-8", "surrogateescape")
     names = [line.strip() for line in text.splitlines() if line.strip()]
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1] if len(set(names)) < len(names) else []
     if twice or not names:

@@ -112,6 +112,9 @@ def read_description(place: str) -> dict:
     wrong = [shard["file"] for shard in record["shards"] if not re.fullmatch(r"shard-\d+\.tar", shard["file"])]
     if wrong:
         raise ValueError(f"{printable(path)} names the shard {printable(wrong[0])}: expected shard-000000.tar and so on")
+    files = [shard["file"] for shard in record["shards"]]
+    if len(set(files)) < len(files):
+        raise ValueError(f"{printable(path)} names {next(file for file in files if files.count(file) > 1)} twice: {AGAIN}")
     images, counts = sum(shard["images"] for shard in record["shards"]), record["class_counts"]
     if not images or images != sum(counts) or len(counts) != len(record["class_names"]):
         raise ValueError(f"{printable(path)} has {len(record['class_names'])} class_names, class_counts of {len(counts)} "
@@ -135,10 +138,12 @@ def shard_images(name: str, data_path: str | Path, split: str, record: Record | 
     description = read_description(place)
     for shard in [] if is_url(place) else description["shards"]:
         path = locate(place, shard["file"])
-        size = os.path.getsize(path) if os.path.isfile(path) else None
+        mode = mode_of(path)
+        size = os.path.getsize(path) if stat.S_ISREG(mode) else None
         if size != shard["bytes"]:
-            found = "is missing" if size is None else f"has {size} bytes, not the {shard['bytes']} of {FILE}"
-            raise ValueError(f"the shard {printable(path)} {found}: copy it again, or pack the set again")
+            found = (f"has {size} bytes, not the {shard['bytes']} of {FILE}" if size is not None else
+                     f"is {kind_of(mode)}, not a file" if mode else "is missing")
+            raise ValueError(f"the shard {printable(path)} {found}: {AGAIN}")
     return ShardImages(place, description, record)
 
 

@@ -131,16 +131,18 @@ def check_content(found: Inventory, scans: dict[str, Scan], verdict: Verdict, nu
     for split, scan in scans.items():
         listing = found.splits[split]
         images = FileImages(listing.root, listing.labels, found.class_names, ANY_RECORD, listing.paths, listing.place)
-        indices, parts, faults = np.flatnonzero(scan.status == OK), [], {}
+        indices, parts, faults, warned = np.flatnonzero(scan.status == OK), [], {}, {}
         what = f"{split}: {CHUNK} images a step"
-        for part, wrong in over_chunks(read_images, images, indices, num_workers,
-                                       lambda chunks, total, what=what: bar(chunks, total, what)):
+        for part, wrong, damaged in over_chunks(read_images, images, indices, num_workers,
+                                                lambda chunks, total, what=what: bar(chunks, total, what)):
             parts.append(part)
             faults |= wrong
+            warned |= damaged
         hashes[split] = np.zeros(len(listing), dtype=np.uint64)
         hashes[split][indices] = np.concatenate([*parts, np.empty(0, dtype=np.uint64)])
         problems += [Problem("images readable", listing.where(i), faults[i]) for i in sorted(faults)]
         read += len(indices)
+        verdict.notes += [f"{listing.called(i)} can be read, and is damaged ({warned[i]})" for i in sorted(warned)]
     verdict.check("images readable", f"{read:,} decoded", problems, "all")
     if "train" in hashes:
         verdict.notes += checks.copies_within(found.splits["train"], hashes["train"])
@@ -183,7 +185,15 @@ def verify(found: Inventory, decode: bool = False, num_workers: int | None = Non
         found.name, counts, {split: listing.paths for split, listing in found.splits.items() if listing.paths is not None},
         str(found.root), [hint for scan in scans.values() for hint in scan.hints],
         sum(int((scan.status == MISSING).sum()) for scan in scans.values()), sum(len(scan.status) for scan in scans.values()),
-        sorted(os.listdir(found.root)) if is_folder(found.root) else [], int(largest)))
+        names_in(found.root), int(largest)))
+
+
+def names_in(folder: Path) -> list[str]:
+    """Names of what lies in a folder, sorted; none where it cannot be listed."""
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
 
 
 def overview(found: Inventory, counts: dict[str, np.ndarray]) -> list[str]:

@@ -83,6 +83,8 @@ def test_a_wrong_line_is_named_with_file_and_line(tmp_path, line, words, suffix)
     ("train.txt", b"", "lists no image"), ("train.txt", b"\n \n", "lists no image"),
     ("train.txt", "a.png 0\n".encode("utf-16"), "is no list file in UTF-8"), ("train.txt", None, "cannot read the list file"),
     ("train.csv", b"file,label\na.png,0\n", "must name the columns path and label, found file, label"),
+    ("train.txt", b"a.png 0\rb.png 1\r", "train.txt:1: a.png 0\\rb.png has a carriage return in it: end lines with LF or CRLF"),
+    ("train.csv", b"path,label,label\na.png,0,1\n", "train.csv:1: the header of a CSV names label twice"),
     ("train.csv", b"", "found nothing"), ("train.csv", b"path,label\na.png\n", "train.csv:2: label '' is no whole number"),
     ("train.csv", b"path,label\na.png,0\n\"" + b"x" * 200_000 + b"\",1\n", "train.csv:3: no line of a CSV (field larger than"),
     ("train.csv", b"path,label\n,3\n", "train.csv:2: no path before the label"),

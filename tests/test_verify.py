@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from datasets import DATASETS, verify
+from datasets.decode import decode_jpeg
 from datasets.imageset import FileImages
 from datasets.paths import PathTable
 from datasets.prepared import Split, write_prepared
@@ -158,6 +159,15 @@ def test_what_only_decoding_finds(tree):
     assert f"\nnote: 1 training image has the same bytes as another: {tree.train[8][0]} (train.txt:9) those of " in text
 
 
+@pytest.mark.skipif(decode_jpeg is None, reason="this torchvision decodes no JPEGs, and Pillow does not warn")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_libjpeg_warns_of_is_told_with_its_path(tree, workers):
+    path = tree.root / tree.train[4][0]
+    path.write_bytes(path.read_bytes()[:-2] + bytes(40) + b"\xff\xd9")
+    code, text, _ = tree.prepare().run("--decode", "--num_workers", workers)
+    assert code == 0 and f"\nnote: {tree.train[4][0]} (train.txt:5) can be read, and is damaged (Corrupt JPEG data: " in text
+
+
 def test_lists_that_were_changed(tree):
     tree.prepare()
     for split in ("train", "test"):
@@ -255,5 +265,5 @@ def test_wrong_usage_is_one_line_and_exit_code_2(tree, monkeypatch, capsys, flag
 def test_a_file_that_cannot_be_read(tree):
     missing, there = tree.root / "train" / "gone.jpg", tree.train[0][0]
     images = FileImages(tree.root, [0, 0], WNIDS, verify.ANY_RECORD, PathTable(["train/gone.jpg", there]), "made up")
-    hashes, faults = read_images(images, np.array([1, 0]))
+    hashes, faults, _ = read_images(images, np.array([1, 0]))
     assert faults == {0: f"{missing} cannot be read (No such file or directory)"} and hashes[0] != 0 == hashes[1]

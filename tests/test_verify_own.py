@@ -117,12 +117,14 @@ def test_what_verify_says_of_folders_that_are_odd(tree, request, monkeypatch):
     assert wrong == ["class names", "classes without a training image", "files"]
     (tree.root / "train" / WNIDS[1]).chmod(0)
     (tree.root / "train" / WNIDS[2]).chmod(0o744)
+    (tree.root / "train" / WNIDS[3] / f"{WNIDS[3]}_0.JPEG").chmod(0 if os.geteuid() else 0o600)
     tree.root.chmod(0o755)
     request.getfixturevalue("nobody")
     monkeypatch.setattr(records, "COUNTS", Path("images"))
-    problems, _ = tree.wrong(name="folder", data_path="images")
+    problems, _ = tree.wrong("--show", 99, name="folder", data_path="images")
     assert f"train/{WNIDS[1]}: this folder cannot be read (Permission denied)" in problems
-    assert f"train/{WNIDS[2]}/{WNIDS[2]}_0.JPEG: is not to be looked at (no permission)" in problems
+    assert f"train/{WNIDS[2]}/{WNIDS[2]}_0.JPEG: is not to be read (no permission)" in problems
+    assert f"train/{WNIDS[3]}/{WNIDS[3]}_0.JPEG: is not to be read (no permission)" in problems
 
 
 def test_images_without_labels(tree):

@@ -54,7 +54,7 @@ def folders_below(root: Path) -> dict[bytes, set[bytes]]:
     while queue:
         folder = queue.pop()
         with os.scandir(join(os.fsencode(root), folder)) as entries:
-            below = {entry.name for entry in entries if not entry.name.startswith(b".") and entry.is_dir()}
+            below = {entry.name for entry in entries if not entry.name.startswith(b".") and is_there(entry.is_dir)}
         tree[folder] = below
         if len(tree) > MOST_FOLDERS:
             raise ValueError(f"--source {printable(root)} holds more than {MOST_FOLDERS:,} folders: name the data set's own")
@@ -171,22 +171,22 @@ def check_files(listing: Listing, root: Path, paths: list[bytes]) -> None:
         try:
             with os.scandir(join(os.fsencode(root), folder)) as entries:
                 for entry in entries:
-                    if entry.name in wanted and is_there(entry):
+                    if entry.name in wanted and is_there(entry.is_file):
                         del wanted[entry.name]
         except (FileNotFoundError, NotADirectoryError):
             pass  # all of its images are missing
         missing += wanted.values()
     if missing:
-        lines = [f"{listing.where(index)}: no file {printable(paths[index])} (from {printable(listing.names[index])})"
-                 for index in sorted(missing)[:NAMED]]
+        lines = [f"{listing.where(i)}: no file {printable(paths[i])}"
+                 + f" (from {printable(listing.names[i])})" * (listing.names[i] != paths[i]) for i in sorted(missing)[:NAMED]]
         raise ValueError(f"{several(lines, len(missing))}: {len(missing):,} of {len(paths):,} lines lead to no file below "
                          f"{printable(root)}: unpack the images again, or take the list that fits")
 
 
-def is_there(entry: os.DirEntry) -> bool:
-    """Whether an entry is a file, or a link to one; is_file raises for a link that leads in a circle."""
+def is_there(question: Callable[[], bool]) -> bool:
+    """The answer of an entry's is_file or is_dir, which raise for a link that leads in a circle."""
     try:
-        return entry.is_file()
+        return question()
     except OSError:
         return False
 

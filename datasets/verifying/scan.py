@@ -1,9 +1,12 @@
 """Whether the files of a list are there, by one look at each folder (links, and with their sizes all files, cost a call of the
 file system each), and, which takes longer, whether they are images."""
+import contextlib
 import errno
 import hashlib
 import os
 import stat
+import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,8 +22,9 @@ from datasets.verifying.listing import Listing, Problem
 OK, MISSING, NOWHERE, CIRCLE, EMPTY, DENIED, FOLDER, PIPE, SOCKET, DEVICE = range(10)
 KINDS = {stat.S_IFDIR: FOLDER, stat.S_IFIFO: PIPE, stat.S_IFSOCK: SOCKET}  # others are devices
 WORDS = {MISSING: "no such file", NOWHERE: "a link that leads nowhere", CIRCLE: "a link that leads in a circle",
-         EMPTY: "an empty file (0 bytes)", DENIED: "not to be looked at (no permission)", FOLDER: "a folder, not a file",
+         EMPTY: "an empty file (0 bytes)", DENIED: "not to be read (no permission)", FOLDER: "a folder, not a file",
          PIPE: "a pipe, not a file", SOCKET: "a socket, not a file", DEVICE: "a device, not a file"}
+EFFECTIVE = os.access in os.supports_effective_ids
 WHOLE = 5  # from so many files on, a folder none of whose files is there is one problem, not one a file
 THREADS = 16  # that wait for the disk: one of a network answers many questions at once, but each of them late
 HINTS = 20  # folders with missing files that are looked at for a cause
@@ -108,7 +112,11 @@ def file_status(entry: os.DirEntry) -> int:
         return {errno.ENOENT: NOWHERE, errno.ELOOP: CIRCLE}.get(error.errno, DENIED)
     if not stat.S_ISREG(result.st_mode):
         return KINDS.get(stat.S_IFMT(result.st_mode), DEVICE)
-    return OK if result.st_size else EMPTY
+    if not result.st_size:
+        return EMPTY
+    # What everybody may read costs no second call.
+    readable = result.st_mode & stat.S_IROTH or os.access(entry.path, os.R_OK, effective_ids=EFFECTIVE)
+    return OK if readable else DENIED
 
 
 def hint(root: bytes, wanted: bytes, there: list[bytes]) -> Hint:
@@ -143,11 +151,11 @@ def file_problems(listing: Listing, scan: Scan) -> list[Problem]:
     return [problem for _, problem in sorted(problems, key=lambda pair: pair[0])]
 
 
-def read_images(images: FileImages, indices: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
+def read_images(images: FileImages, indices: np.ndarray) -> tuple[np.ndarray, dict[int, str], dict[int, str]]:
     """Read and decode the images at indices (n,): 64-bit hashes of the files' bytes, (n,) uint64, 0 for a file that cannot
-    be read, and what is wrong, by index."""
-    hashes, faults = np.zeros(len(indices), dtype=np.uint64), {}
-    with warnings.catch_warnings(action="ignore"):  # of Pillow, about images that it reads all the same
+    be read; what is wrong, by index; and what libjpeg warned of while it read an image all the same, by index."""
+    hashes, faults, warned = np.zeros(len(indices), dtype=np.uint64), {}, {}
+    with warnings.catch_warnings(action="ignore"), written_to_stderr() as written:  # of images that are read all the same
         for place, i in enumerate(indices.tolist()):
             path = os.path.join(images.root, images.ids[i])
             try:
@@ -155,11 +163,36 @@ def read_images(images: FileImages, indices: np.ndarray) -> tuple[np.ndarray, di
                     data = file.read()
                 hashes[place] = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
                 if data:
-                    images.image(i)
+                    images.pixels(i)
                 else:
                     faults[i] = f"{printable(path)} is an empty file (0 bytes)"
             except OSError as error:
                 faults[i] = f"{printable(path)} cannot be read ({error.strerror or error})"
             except UnreadableImage as error:
                 faults[i] = str(error)
-    return hashes, faults
+            words = written()
+            if words and i not in faults:
+                warned[i] = printable(words)
+    return hashes, faults, warned
+
+
+@contextlib.contextmanager
+def written_to_stderr() -> Iterator[Callable[[], str]]:
+    """Keeps what is written to the process's stderr in the body; the function that it gives returns what is new. Libraries in
+    C write their warnings there, without the name of the file that they are about."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as file:
+        seen, kept = 0, os.dup(2)
+
+        def new() -> str:
+            nonlocal seen
+            start, seen = seen, os.fstat(file.fileno()).st_size
+            text = os.pread(file.fileno(), seen - start, start) if seen > start else b""
+            return " ".join(text.decode(errors="replace").split())
+
+        os.dup2(file.fileno(), 2)
+        try:
+            yield new
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
