@@ -114,6 +114,31 @@ def test_a_file_name_alone_is_no_match_where_classes_share_it(tmp_path):
     refused("Places_LT_train.txt:1: .* nor one for any other line", "places_lt", made, tmp_path / "out")
 
 
+def test_repeated_lines_are_named_and_counted(tmp_path):
+    made = build("imagenet", tmp_path)
+    path = made.lists / "ImageNet_LT_train.txt"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, *lines[:7]]))
+    first = len(lines) + 1
+    refused(f"train.txt:{first}: {lines[0][:-2]} is listed already \\(.*train.txt:1\\); .*train.txt:{first + 4}: .*; ...: 7 of "
+            f"{len(lines) + 7} lines name an image again: take the list as it was", "imagenet_lt", made, tmp_path / "out")
+
+
+def test_what_a_tree_of_wnids_leaves_out_is_told(tmp_path, capsys):
+    made = build("imagenet", tmp_path)
+    for name in ("a.heic", ".a.JPEG", "more/b.JPEG"):
+        (made.source / "train" / wnid(0) / name).parent.mkdir(exist_ok=True)
+        (made.source / "train" / wnid(0) / name).touch()
+    (made.source / "loop").symlink_to("loop")  # no folder to look into
+    prepare("imagenet_1k", made, tmp_path / "out", lists=False)
+    told = capsys.readouterr().err
+    assert [line.split(": ")[0] for line in told.splitlines()] == ["note"] * 3
+    assert all(words in told for words in (f"train/{wnid(0)}/a.heic", f"train/{wnid(0)}/.a.JPEG", f"train/{wnid(0)}/more/"))
+    os.mkfifo(made.source / "train" / wnid(0) / "pipe.JPEG")
+    refused(f"train/{wnid(0)}/pipe.JPEG is a pipe and no image: repair or remove it", "imagenet_1k", made, tmp_path / "new",
+            lists=False)
+
+
 def test_two_lines_for_one_file_are_refused(tmp_path):
     made = build("inat", tmp_path, tree="folders")
     line = (made.lists / "iNaturalist18_train.txt").read_text().splitlines()[0]
