@@ -242,6 +242,7 @@ def test_every_data_set_can_be_verified():
     (["shards", "--data_path", "OUT"], "shards.json (No such file or directory): --data_path of --dataset shards is "),
     (["places_lt"], "places_lt needs --data_path DIR: "),
     (["embedded", "--data_path", "x"], "embedded ships with the project: leave out --data_path"),
+    (["folder", "--data_path", ""], "--data_path is empty (an unset variable?): name a folder"),
     (["folder", "--data_path", "nowhere"], "--data_path nowhere is no folder"),
     (["folder", "--data_path", "OUT"], "no folder train/, val/ or test/ in "),
     (["list", "--data_path", "IMAGES"], "no list in "),

@@ -65,6 +65,8 @@ def take_inventory(name: str, data_path: str | None) -> Inventory:
     if (data_path is None) != (name == "embedded"):
         raise ValueError("embedded ships with the project: leave out --data_path" if data_path is not None else
                          f"{name} needs --data_path DIR: {LAYOUTS.get(name, 'where its files are')}")
+    if data_path == "":
+        raise ValueError("--data_path is empty (an unset variable?): name a folder")
     if name == "shards":
         return read_shards(name, str(data_path))
     if data_path is not None and not is_folder(data_path):
