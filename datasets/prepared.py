@@ -16,7 +16,7 @@ from datasets.described import Count, parse
 from datasets.entries import is_file, is_folder, mode_of
 from datasets.imageset import FileImages, Record
 from datasets.lists import read_list, write_list
-from datasets.paths import open_file, printable
+from datasets.paths import in_unicode, open_file, printable
 
 FORMAT = "livt-dataset-1"
 FILE = "dataset.json"
@@ -110,7 +110,7 @@ def prepared_images(name: str, data_path: str | Path | None, split: str, record:
     if not mode_of(root / paths[0]):
         raise ValueError(f"no image at {printable(root / paths[0])}, the first of {printable(path)}: if the images have moved, "
                          f"set \"root\" in {printable(folder / FILE)} to where they are")
-    images = FileImages(root, labels, description["class_names"], record, paths,
+    images = FileImages(root, labels, in_unicode(description["class_names"], printable(folder)), record, paths,
                         source=f"{printable(path)} ({entry['source']})")
     images.list_file = path
     images.details = {"list_sha256": entry["sha256"], "class_order": description["class_order"],

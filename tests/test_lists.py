@@ -225,7 +225,8 @@ def test_a_prepared_folder_says_what_is_wrong_with_it(picture_folder, tmp_path):
     assert images.class_counts.tolist() == [24, 12] and images.details["class_order"] == "by hand"
     assert "made up" in images.source
     assert np.array(images.image(30)).reshape(-1, 3).mean(0).argmax() == 1
-    write()  # the same set may be prepared again
+    write(class_names=["cat", os.fsdecode(b"caf\xe9")])  # the same set may be prepared again
+    assert prepared_images("inat18", tmp_path / "out", "train", record).class_names == ["cat", "caf\\xe9"]
     with pytest.raises(ValueError, match="holds the data set inat18: name an empty or a new folder"):
         write(name="places_lt")
     with pytest.raises(ValueError, match="holds other files"):

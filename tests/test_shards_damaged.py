@@ -163,6 +163,11 @@ def test_verify_reads_every_byte_of_the_tars(copied, capsys, workers):
     assert "  shard-000003.tar: cannot be read (No such file or directory)" in text
 
 
+def test_verify_of_a_place_without_shards(webdataset, tmp_path, capsys):
+    with pytest.raises(ValueError, match="shards.json .No such file or directory.: --data_path of --dataset shards is "):
+        run_verify(tmp_path, capsys)
+
+
 def spoil(folder, key):
     """Make an image unreadable, in a tar and a description that fit each other."""
     path = folder / f"shard-{key // 6:06}.tar"

@@ -239,7 +239,6 @@ def test_every_data_set_can_be_verified():
 @pytest.mark.parametrize(("flags", "words"), [
     (["imagenet"], "unknown data set 'imagenet'; known: embedded, cifar10_lt"),
     (["shards"], "shards needs --data_path DIR: a folder that python -m datasets.pack has filled"),
-    (["shards", "--data_path", "OUT"], "shards.json (No such file or directory): --data_path of --dataset shards is "),
     (["places_lt"], "places_lt needs --data_path DIR: "),
     (["embedded", "--data_path", "x"], "embedded ships with the project: leave out --data_path"),
     (["folder", "--data_path", ""], "--data_path is empty (an unset variable?): name a folder"),
