@@ -1,4 +1,6 @@
 """Data sets by name: `build_dataset(name, split, ...)`."""
+import os
+
 from datasets import embedded
 from datasets.cifar import cifar_images
 from datasets.embedded import load as load_embedded
@@ -59,6 +61,8 @@ def build_dataset(name: str, split: str, data_path: str | None = None, mean: tup
     """
     if name not in DATASETS:
         raise ValueError(f"unknown data set {name!r}; known: {', '.join(DATASETS)}")
+    if data_path is not None and not os.fspath(data_path):
+        raise ValueError("--data_path is empty (an unset variable?): name a folder")
     if data_path is None and name in LAYOUTS:
         raise ValueError(f"--dataset {name} needs --data_path DIR: {LAYOUTS[name]}")
     images = DATASETS[name](name, data_path, split, find_record(name, mean, std))

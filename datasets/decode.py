@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from datasets.paths import printable
+from datasets.paths import open_file, printable
 
 try:
     from torchvision.io import ImageReadMode, decode_jpeg
 except ImportError:  # torchvision 0.29 announces that a later one goes without; Pillow gives the same pixels, slower
     decode_jpeg = None
 
+REMEDY = "replace it or take it out of the data set; training passes over a few with --skip_bad_images N"
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
@@ -36,13 +37,13 @@ class UnreadableImage(ValueError):
 
 def read_image(path: str | Path, channels: int) -> Image.Image:
     """The picture in a file: mode "L" for 1 channel, "RGB" for 3. UnreadableImage where there is none."""
-    with named(path), open(path, "rb") as file:
+    with named(path), open_file(path) as file:
         return decode_image(file, channels)
 
 
 def read_pixels(path: str | Path, channels: int) -> torch.Tensor:
     """The same picture as (channels, H, W) uint8, channels last in memory. UnreadableImage where there is none."""
-    with named(path), open(path, "rb") as file:
+    with named(path), open_file(path) as file:
         return decode_pixels(file, channels)
 
 
@@ -94,16 +95,15 @@ def turn(image: Image.Image) -> Image.Transpose | None:
 
 
 @contextlib.contextmanager
-def named(path: str | Path):
-    """Turn whatever the body raises for an image into an UnreadableImage of one line that names it."""
+def named(path: str | Path, remedy: str = REMEDY):
+    """Turn whatever the body raises for an image into an UnreadableImage of one line that names it, and says the remedy."""
     try:
         yield
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001  on damaged files image parsers raise anything from KeyError to struct.error
         why = reason(error, path)
-        raise UnreadableImage(f"cannot read the image {printable(path)} ({why}): replace it or take it out of the data set; "
-                              "training passes over a few with --skip_bad_images N", why) from None
+        raise UnreadableImage(f"cannot read the image {printable(path)} ({why}): {remedy}", why) from None
 
 
 def reason(error: Exception, path: str | Path) -> str:

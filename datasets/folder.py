@@ -1,16 +1,18 @@
 """One's own pictures: a tree DIR/<split>/<class>/<image>, list files DIR/<split>.txt, or a folder without labels."""
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from datasets.entries import EXTENSIONS, Contents, LeftOut, is_file, is_folder, look, pictures_below
 from datasets.imageset import FileImages, Record
-from datasets.lists import read_list
-from datasets.paths import PathTable, printable
+from datasets.lists import line_of, read_list, read_text
+from datasets.paths import PathTable, in_unicode, printable
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"}
 NO_LABEL = "(no label)"
+BESIDE = "lying beside the class folders and not in one"
+BELOW = "lying in folders within a class folder: its images lie in itself"
+LINKED = "links to folders are not followed"
 
 
 def class_order(names: list[str]) -> list[str]:
@@ -22,29 +24,81 @@ def folder_images(data_path: str | Path, split: str, record: Record) -> FileImag
     """The images of DIR/<split>/<class>/*.
 
     The classes and their order are those of DIR/train (or of DIR/classes.txt, one name a line, where that file is),
-    for every split. Raises ValueError where a folder is missing or empty, a split has a class that train has not, or a
-    link leads nowhere.
+    for every split. Pictures that the layout leaves out, and hidden folders, are told in a note. Raises ValueError where a
+    folder is missing, empty or cannot be read, a class has no training image (unless classes.txt names it), a split has a
+    class that train has not, or a link leads nowhere.
     """
-    root = Path(data_path)
-    if not (root / split).is_dir():
-        there = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else None
-        found = f"there are: {', '.join(map(printable, there)) or 'no folders'}" if there is not None else "no such folder"
-        raise ValueError(f"--data_path {printable(root)} has no folder {split}/ ({found}): expected "
-                         f"{printable(root)}/{split}/<class>/<image>, lists with --dataset list, or images without labels with "
-                         "--dataset unlabeled (stage 1)")
-    names = listed_classes(root) or class_order(subfolders(root / ("train" if (root / "train").is_dir() else split)))
-    label_of = {name: label for label, name in enumerate(names)}
+    root, left_out = Path(data_path), LeftOut()
+    check_split(root, split)
+    listed = listed_classes(root)
+    top = contents(root, split, of_classes=True, known=listed or ())
+    names = listed or class_order(top.folders if split == "train" or not is_folder(root / "train") else
+                                  contents(root, "train", of_classes=True).folders)
+    shown, label_of = in_unicode(names, printable(root)), {name: label for label, name in enumerate(names)}
+    left_out.keep(split, top, BESIDE)
     paths, labels = [], []
-    for folder in sorted(subfolders(root / split)):
+    for folder in top.folders:
         if folder not in label_of:
             raise ValueError(f"{printable(root / split / folder)} is a class that the training images do not have: known are "
                              f"{len(names)} classes, {', '.join(map(printable, names[:5]))} ...")
-        files = sorted(entry.name for entry in image_files(root / split / folder))
-        paths += [f"{split}/{folder}/{name}" for name in files]
+        files = class_images(root, f"{split}/{folder}", left_out)
+        paths += files
         labels += [label_of[folder]] * len(files)
     if not paths:
-        raise ValueError(f"no image below {printable(root / split)} (extensions {', '.join(sorted(EXTENSIONS))})")
-    return FileImages(root, np.array(labels), names, record, PathTable(paths), source=str(root / split))
+        why = "; ".join(left_out.notes()) or f"extensions {', '.join(sorted(EXTENSIONS))}"
+        raise ValueError(f"no image below {printable(root / split)} ({why})")
+    empty = np.flatnonzero(np.bincount(labels, minlength=len(names)) == 0)
+    if split == "train" and listed is None and len(empty):
+        raise ValueError(f"{printable(root / split / names[empty[0]])} holds no image, so this class has none to train on: "
+                         f"remove the folder, or name all classes in {printable(root / 'classes.txt')}, one a line"
+                         + "".join(f"; {note}" for note in left_out.notes()))
+    left_out.tell()
+    return FileImages(root, np.array(labels), shown, record, PathTable(paths), source=printable(root / split))
+
+
+def check_split(root: Path, split: str) -> None:
+    """ValueError where DIR/<split> is no folder; it says what is there."""
+    if is_folder(root / split):
+        return
+    there = contents(root, "").folders if is_folder(root) else None
+    found = f"there are: {', '.join(map(printable, there)) or 'no folders'}" if there is not None else "no such folder"
+    raise ValueError(f"--data_path {printable(root)} has no folder {split}/ ({found}): expected "
+                     f"{printable(root)}/{split}/<class>/<image>, lists with --dataset list, or images without labels with "
+                     "--dataset unlabeled (stage 1)")
+
+
+def class_images(root: Path, folder: str, left_out: LeftOut) -> list[str]:
+    """Paths of the images in one class folder, relative to root."""
+    inside = contents(root, folder)
+    left_out.keep(folder, inside)
+    for name in inside.folders:
+        left_out.keep_folder(f"{folder}/{name}/", number_below(root / folder / name), BELOW)
+    return [f"{folder}/{name}" for name in inside.images]
+
+
+def contents(root: Path, folder: str, **options) -> Contents:
+    """`look` of a folder below root. ValueError where it cannot be read, or holds a link that leads nowhere or an image that
+    is no file."""
+    try:
+        found = look(root / folder, **options)
+    except OSError as error:
+        raise ValueError(cannot_read(root / folder, error)) from None
+    for name, fault in found.faults:
+        raise ValueError(f"{printable(root / folder / name)} is {fault}: repair or remove it")
+    return found
+
+
+def number_below(folder: Path) -> int:
+    """`pictures_below`. ValueError where a folder cannot be read."""
+    try:
+        return pictures_below(folder)
+    except OSError as error:
+        raise ValueError(cannot_read(error.filename or folder, error)) from None
+
+
+def cannot_read(folder: str | Path, error: OSError) -> str:
+    """What to say of a folder that cannot be listed."""
+    return f"cannot read the folder {printable(folder)} ({error.strerror}): see that it can be listed, or take it out"
 
 
 def list_images(data_path: str | Path, split: str, record: Record) -> FileImages:
@@ -57,68 +111,66 @@ def list_images(data_path: str | Path, split: str, record: Record) -> FileImages
     root = Path(data_path)
     names = listed_classes(root)
     if names is None:
-        path = list_file(root, "train")
-        labels = np.unique(read_list(path)[1])
-        # Not by counting up to the largest label: one with nine digits would ask for gigabytes.
-        if labels[-1] + 1 != len(labels):
-            missing = int(np.flatnonzero(labels != np.arange(len(labels)))[0])
-            raise ValueError(f"{printable(path)}: class {missing} of 0 to {labels[-1]} has no training image: number the "
-                             f"classes without gaps, or name all of them in {printable(root / 'classes.txt')}, one a line")
-        names = [str(k) for k in range(len(labels))]
+        names = numbered_classes(root, list_file(root, "train"))
     path = list_file(root, split)
     paths, labels = read_list(path, len(names))
-    return FileImages(root, labels, names, record, paths, source=str(path))
+    images = FileImages(root, labels, in_unicode(names, printable(root)), record, paths, source=printable(path))
+    images.list_file = path
+    return images
+
+
+def numbered_classes(root: Path, path: Path) -> list[str]:
+    """The numbers 0 to the largest label of a training list. ValueError where one of them has no image."""
+    labels = read_list(path)[1]
+    present = np.unique(labels)
+    # Not by counting up to the largest label: one with nine digits would ask for gigabytes.
+    if present[-1] + 1 != len(present):
+        missing = int(np.flatnonzero(present != np.arange(len(present)))[0])
+        raise ValueError(f"{line_of(path, int(labels.argmax()))}: label {present[-1]}, but class {missing} of 0 to "
+                         f"{present[-1]} has no training image: number the classes without gaps, or name all of them in "
+                         f"{printable(root / 'classes.txt')}, one a line")
+    return [str(k) for k in range(len(present))]
 
 
 def unlabeled_images(data_path: str | Path, split: str, record: Record) -> FileImages:
-    """Every image below DIR, at any depth, for stage 1; `split` is train. Links to folders are not followed."""
+    """Every image below DIR, at any depth, for stage 1; `split` is train. Hidden folders and links to folders are left out,
+    and told in a note. Raises ValueError where a folder cannot be read, or a link leads nowhere."""
     if split != "train":
         raise ValueError("--dataset unlabeled has no labels, so it is for stage 1 only: use folder or list for stage 2")
-    root = Path(data_path)
-    if not root.is_dir():
+    root, left_out = Path(data_path), LeftOut()
+    if not is_folder(root):
         raise ValueError(f"--data_path {printable(root)} is no folder")
-    paths = sorted(os.path.relpath(entry.path, root) for entry in walk(root))
+    paths = walk(root, left_out)
     if not paths:
-        raise ValueError(f"no image below {printable(root)} (extensions {', '.join(sorted(EXTENSIONS))})")
-    return FileImages(root, np.zeros(len(paths), dtype=np.int64), [NO_LABEL], record, PathTable(paths), source=str(root))
+        why = "; ".join(left_out.notes()) or f"extensions {', '.join(sorted(EXTENSIONS))}"
+        raise ValueError(f"no image below {printable(root)} ({why})")
+    left_out.tell()
+    return FileImages(root, np.zeros(len(paths), dtype=np.int64), [NO_LABEL], record, PathTable(paths), source=printable(root))
 
 
-def walk(folder: Path) -> Iterator[os.DirEntry]:
-    """The image files below a folder."""
-    yield from image_files(folder)
-    with os.scandir(folder) as entries:
-        below = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
-    for path in below:
-        yield from walk(Path(path))
-
-
-def image_files(folder: Path) -> Iterator[os.DirEntry]:
-    """Files of `folder` with an image's extension. ValueError for a link that leads nowhere or in a circle."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if os.path.splitext(entry.name)[1].lower() not in EXTENSIONS:
-                continue
-            try:
-                if entry.is_file():
-                    yield entry
-                elif not entry.is_dir():
-                    raise FileNotFoundError
-            except OSError:  # is_file raises for a circle, and is False for a link that leads nowhere
-                raise ValueError(f"{printable(entry.path)} is a link that leads to no image: repair or remove it") from None
-
-
-def subfolders(folder: Path) -> list[str]:
-    """Names of the folders in `folder`, links to folders included."""
-    with os.scandir(folder) as entries:
-        return [entry.name for entry in entries if os.path.isdir(entry.path)]
+def walk(root: Path, left_out: LeftOut) -> list[str]:
+    """Paths of the images below a folder, relative to it, sorted."""
+    paths, below = [], [""]
+    while below:
+        folder = below.pop()
+        inside = contents(root, folder)
+        left_out.keep(folder, inside)
+        paths += [os.path.join(folder, name) for name in inside.images]
+        for path in (os.path.join(folder, name) for name in inside.folders):
+            if os.path.islink(root / path):
+                left_out.keep_folder(f"{path}/", number_below(root / path), LINKED)
+            else:
+                below.append(path)
+    return sorted(paths)
 
 
 def listed_classes(root: Path) -> list[str] | None:
     """Class names in label order out of DIR/classes.txt, None where there is none."""
     path = root / "classes.txt"
-    if not path.is_file():
+    if not is_file(path):
         return None
-    names = [line.strip() for line in path.read_bytes().decode("utf-8-sig", "surrogateescape").splitlines() if line.strip()]
+    text = read_text(path, "one class a line, in label order").decode("utf-8", "surrogateescape")
+    names = [line.strip() for line in text.splitlines() if line.strip()]
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1] if len(set(names)) < len(names) else []
     if twice or not names:
         raise ValueError(f"{printable(path)} {f'names {printable(twice[0])} twice' if twice else 'names no class'}: expected "
@@ -128,7 +180,7 @@ def listed_classes(root: Path) -> list[str] | None:
 
 def list_file(root: Path, split: str) -> Path:
     """DIR/<split>.txt or DIR/<split>.csv; ValueError where there is neither or both."""
-    there = [path for path in (root / f"{split}.txt", root / f"{split}.csv") if path.is_file()]
+    there = [path for path in (root / f"{split}.txt", root / f"{split}.csv") if is_file(path)]
     if len(there) != 1:
         found = "it has both" if there else "it has neither"
         raise ValueError(f"--dataset list reads {split}.txt or {split}.csv in {printable(root)}, and {found}: lines "

@@ -115,7 +115,10 @@ class ArrayImages(ImageSet):
 
 
 class FileImages(ImageSet):
-    """Images in files below `root`; ids are their paths relative to it."""
+    """Images in files below `root`; ids are their paths relative to it. list_file: what lists them, None where the folders
+    themselves were read."""
+
+    list_file: Path | None = None
 
     def __init__(self, root: Path, labels, class_names, record: Record, ids, source: str):
         super().__init__(labels, class_names, record, ids, source)

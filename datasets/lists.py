@@ -1,12 +1,13 @@
 """List files: an image and its label a line, `relative/path label`, or a CSV with the columns path and label."""
 import csv
 import io
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from datasets.paths import PathTable, printable
+from datasets.paths import PathTable, open_file, printable
 
 
 class ListError(ValueError):
@@ -52,15 +53,20 @@ def rows(path: str | Path, report: Callable[[int, str], None],
             yield number, name, int(label)
 
 
-def read_text(path: Path) -> bytes:
-    """The bytes of a list file without a byte order mark."""
+def line_of(path: Path, index: int) -> str:
+    """file:line of image `index` of a list that can be read."""
+    return f"{printable(path)}:{next(itertools.islice(rows(path, lambda *_: None), index, None))[0]}"
+
+
+def read_text(path: Path, expected: str = "lines `relative/path label`") -> bytes:
+    """The bytes of a list file without a byte order mark. ValueError, with what is expected, where it is no text."""
     try:
-        data = path.read_bytes()
+        with open_file(path) as file:
+            data = file.read()
     except OSError as error:
-        raise ValueError(f"cannot read the list file {printable(path)} ({error.strerror})") from None
+        raise ValueError(f"cannot read the list file {printable(path)} ({error.strerror or error})") from None
     if b"\0" in data:
-        raise ValueError(f"{printable(path)} is no list file in UTF-8 (it contains zero bytes): expected lines "
-                         "`relative/path label`")
+        raise ValueError(f"{printable(path)} is no list file in UTF-8 (it contains zero bytes): expected {expected}")
     return data.removeprefix(b"\xef\xbb\xbf")
 
 
@@ -81,6 +87,9 @@ def csv_rows(path, data: bytes, report) -> Iterator[tuple[int, bytes, bytes]]:
     if not {"path", "label"} <= set(header):
         raise ListError(f"{printable(path)}:1: the header of a CSV must name the columns path and label, found "
                         f"{', '.join(header) or 'nothing'}")
+    if header.count("path") > 1 or header.count("label") > 1:
+        twice = "path" if header.count("path") > 1 else "label"
+        raise ListError(f"{printable(path)}:1: the header of a CSV names {twice} twice")
     reader.fieldnames = header
     try:
         for row in reader:
@@ -105,6 +114,8 @@ def wrong_path(name: bytes) -> str | None:
         return "no path before the label"
     if name.startswith(b"/"):
         return f"{printable(name)} is absolute: paths in a list are relative to the data's folder"
+    if b"\r" in name:
+        return f"{printable(name[:60])} has a carriage return in it: end lines with LF or CRLF"
     # The parts are looked at only where two dots occur at all: this runs for each of half a million lines.
     if b".." in name and b".." in name.split(b"/"):
         return f"{printable(name)} leads out of the data's folder: `..` is not allowed in a list"

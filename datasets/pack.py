@@ -3,7 +3,8 @@
     python -m datasets.pack folder --data_path DIR --mean .485 .456 .406 --std .229 .224 .225 --out OUT
     python -m datasets.pack imagenet_1k --data_path PREPARED --out OUT --images_per_shard 5000
 
-Files are copied byte for byte; images that a set holds in memory are written as PNG. The layout is that of datasets/shards.py.
+Every file is decoded first, so that no shard holds an unreadable one; --skip_bad_images N leaves up to N of them out. Files are
+copied byte for byte; images that a set holds in memory are written as PNG. The layout is that of datasets/shards.py.
 """
 import hashlib
 import io
@@ -12,13 +13,15 @@ import os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from datasets import DATASETS, build_dataset
-from datasets.decode import UnreadableImage
-from datasets.folder import EXTENSIONS, NO_LABEL
+from datasets.decode import UnreadableImage, named
+from datasets.entries import EXTENSIONS, is_folder, mode_of
+from datasets.folder import NO_LABEL
 from datasets.imageset import FileImages, ImageSet
-from datasets.paths import printable
+from datasets.parallel import CHUNK, over_chunks
+from datasets.paths import open_file, printable
+from datasets.presence import check_listed
 from datasets.shards import FILE, FORMAT, webdataset
 from util.args import Parser, run_command
 from util.checkpoint import replace_file
@@ -40,26 +43,53 @@ class Digest:
 
 
 def encoded(images: ImageSet, index: int) -> tuple[str, bytes]:
-    """(extension, bytes) of one image: its file as it is, or a PNG of an image in memory.
-
-    UnreadableImage for a file that is missing or does not begin as an image does; whether the rest of it is whole only
-    decoding can tell.
-    """
+    """(extension, bytes) of one image: its file as it is, or a PNG of an image in memory. UnreadableImage for a file that is
+    gone since it was looked at."""
     if not isinstance(images, FileImages):
         stream = io.BytesIO()
         images.image(index).save(stream, "png")
         return "png", stream.getvalue()
     path = images.root / images.ids[index]
-    try:
-        data = path.read_bytes()
-        Image.open(io.BytesIO(data)).close()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        words = getattr(error, "strerror", None) or " ".join(str(error).split())
-        words = f"its {len(data)} bytes begin no image" if isinstance(error, UnidentifiedImageError) else words
-        raise UnreadableImage(f"cannot read the image {printable(path)} ({words}): replace it or take it out of the data "
-                              "set") from None
+    with named(path, "put it back, and pack again"), open_file(path) as file:
+        data = file.read()
     extension = path.suffix.lower()
     return (extension if extension in EXTENSIONS else ".img")[1:], data
+
+
+def without_unreadable(images: ImageSet, limit: int, num_workers: int | None = None) -> ImageSet:
+    """The images of a set that can be decoded; what was left out is in `details`, {"left_out": [[id, why], ...]}.
+
+    Every file is decoded, on all cores. ValueError where more than `limit` cannot be, which names five.
+    """
+    if not isinstance(images, FileImages):
+        return images
+    faults = {}
+    for part in over_chunks(unreadable, images, np.arange(len(images)), num_workers,
+                            lambda chunks, total: progress(chunks, total, f"looking, {CHUNK} images a step")):
+        faults |= part
+    if not faults:
+        return images
+    left_out = [[printable(images.ids[i]), faults[i]] for i in sorted(faults)]
+    if len(faults) > limit:
+        named_few = ", ".join(f"{path} ({why})" for path, why in left_out[:5]) + ", ..." * (len(left_out) > 5)
+        raise ValueError(f"{len(faults):,} of {len(images):,} images cannot be read, more than --skip_bad_images {limit} "
+                         f"allows: {named_few}: repair them, take them out of the data set, or allow more")
+    kept = images.subset(np.setdiff1d(np.arange(len(images)), sorted(faults)))
+    if not len(kept):
+        raise ValueError(f"none of the {len(images):,} images of {images.source} can be read: nothing to pack")
+    kept.details["left_out"] = left_out
+    return kept
+
+
+def unreadable(images: FileImages, indices: np.ndarray) -> dict[int, str]:
+    """{index: why} of the images at indices (n,) that cannot be decoded."""
+    faults = {}
+    for i in indices.tolist():
+        try:
+            images.pixels(i)
+        except UnreadableImage as error:
+            faults[i] = error.reason
+    return faults
 
 
 def write_shard(path: Path, images: ImageSet, indices: np.ndarray, first: int) -> dict:
@@ -110,9 +140,12 @@ def check_out(out: Path, images_per_shard: int) -> None:
     """ValueError where `out` is no new or empty folder, or shards would hold nothing."""
     if images_per_shard < 1:
         raise ValueError(f"--images_per_shard must be at least 1, not {images_per_shard}")
-    if out.exists() and not out.is_dir():
+    if mode_of(out) and not is_folder(out):
         raise ValueError(f"--out {printable(out)} is a file: name a folder")
-    there = sorted(os.listdir(out)) if out.is_dir() else []
+    try:
+        there = sorted(os.listdir(out)) if is_folder(out) else []
+    except OSError as error:
+        raise ValueError(f"cannot read --out {printable(out)} ({error.strerror}): name another folder") from None
     if FILE in there:
         raise ValueError(f"--out {printable(out)} holds shards already: name a new or empty folder")
     if there:
@@ -130,6 +163,9 @@ def get_args_parser() -> Parser:
     parser.add_argument("--images_per_shard", type=int, default=2000, metavar="N", help="2000 photographs of ImageNet's size "
                         "make a tar of about 220 MB")
     parser.add_argument("--seed", type=int, default=0, help="decides the order in which the images are written")
+    parser.add_argument("--skip_bad_images", type=int, default=0, metavar="N", help="unreadable images that may be left out")
+    parser.add_argument("--num_workers", type=int, metavar="N", help="processes that look whether images can be read (one a "
+                        "core by default, 0: none)")
     parser.add_argument("--data_path", metavar="DIR", help="where the images are")
     parser.add_argument("--mean", type=float, nargs="+", metavar="M", help="channel means in [0, 1], kept with the shards, "
                         "for sets without a record of their own")
@@ -142,9 +178,18 @@ def get_args_parser() -> Parser:
 def main(args) -> dict:
     """Pack one split; returns what shards.json holds."""
     webdataset()
+    for name in ("skip_bad_images", "num_workers"):
+        if (getattr(args, name) or 0) < 0:
+            raise ValueError(f"--{name} must not be negative: {getattr(args, name)}")
     check_out(Path(args.out), args.images_per_shard)
     images = build_dataset(args.name, args.split, args.data_path, args.mean, args.std, args.imb_factor, args.data_seed)
+    check_listed(images, args.skip_bad_images, progress)
+    images = without_unreadable(images, args.skip_bad_images, args.num_workers)
     record = pack(images, args.name, args.split, args.out, args.images_per_shard, args.seed)
+    left_out = images.details.get("left_out", [])
+    if left_out:
+        say("\n  ".join([f"left out, because unreadable (listed in {FILE}): {len(left_out)}",
+                         *(f"{path}\t{why}" for path, why in left_out)]))
     size = sum(shard["bytes"] for shard in record["shards"])
     say(f"wrote {len(images)} images of {images.source} into {len(record['shards'])} shards, {size / 1e9:.2f} GB, in "
         f"{args.out}: --dataset shards --data_path {args.out}")

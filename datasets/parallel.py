@@ -19,16 +19,16 @@ def usable_cores() -> int:
 
 
 def over_chunks(function: Callable, images: ImageSet, indices: np.ndarray, num_workers: int | None = None,
-                progress: Callable = lambda chunks, total: chunks) -> Iterator:
-    """function(images, chunk) for every chunk (n,) of indices (N,), n up to CHUNK, in order.
+                progress: Callable = lambda chunks, total: chunks, chunk: int = CHUNK) -> Iterator:
+    """function(images, part) for every part (n,) of indices (N,), n up to `chunk`, in order.
 
     num_workers: processes, one a usable core by default, 0 for this one. function and its result have to be picklable.
     progress(iterable, total) may draw a bar. ValueError where a process dies.
     """
-    chunks = [indices[start:start + CHUNK] for start in range(0, len(indices), CHUNK)]
+    chunks = [indices[start:start + chunk] for start in range(0, len(indices), chunk)]
     workers = min(usable_cores() if num_workers is None else num_workers, len(chunks))
     if workers == 0:
-        yield from progress((function(images, chunk) for chunk in chunks), len(chunks))
+        yield from progress((function(images, part) for part in chunks), len(chunks))
         return
     pool = ProcessPoolExecutor(workers, initializer=_receive, initargs=(function, images))
     try:

@@ -1,6 +1,9 @@
 """Many file names in two arrays, and file names in messages."""
 import os
+import stat
 from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -44,3 +47,37 @@ def printable(path) -> str:
     """A path for a message of one line: what a terminal cannot show, or would break the line at, is escaped."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def in_unicode(names: list[str], where: str) -> list[str]:
+    """Class names as every figure and file can hold them: bytes that are no UTF-8 become escapes. ValueError where two names
+    become one."""
+    shown = [name if encodable(name) else printable(name) for name in names]
+    twice = next((name for name in shown if shown.count(name) > 1), None) if len(set(shown)) < len(shown) else None
+    if twice is not None:
+        raise ValueError(f"two classes of {where} would both be written as {twice}, since the name of one is no UTF-8: rename "
+                         "that one")
+    return shown
+
+
+def encodable(name: str) -> bool:
+    """Whether a name is Unicode throughout."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def kind_of(mode: int) -> str:
+    """What something is, by its mode."""
+    kinds = {stat.S_IFREG: "a file", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def open_file(path: str | Path) -> BinaryIO:
+    """A regular file, open for reading. OSError for anything else: a pipe would wait for its writer without end."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        raise OSError(f"{kind_of(mode)}, not a file")
+    return open(path, "rb")

@@ -16,6 +16,7 @@ import numpy as np
 
 from datasets import build_dataset
 from datasets.cifar import CLASSES, download
+from datasets.entries import is_folder, mode_of
 from datasets.longtail import draw, indices_hash
 from datasets.paths import printable
 from datasets.prepared import Split, check_free, write_prepared
@@ -157,10 +158,10 @@ def check(args) -> None:
         return
     if args.source is None:
         raise ValueError(f"{args.name} needs --source DIR, the folder that holds the original images")
-    if not Path(args.source).is_dir():
+    if not is_folder(args.source):
         raise ValueError(f"--source {printable(args.source)} is no folder")
     for path in args.lists:
-        if not Path(path).exists():
+        if not mode_of(path):
             raise ValueError(f"--lists {printable(path)} does not exist")
 
 

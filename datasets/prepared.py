@@ -12,12 +12,16 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets.described import Count, parse
+from datasets.entries import is_file, is_folder, mode_of
 from datasets.imageset import FileImages, Record
 from datasets.lists import read_list, write_list
-from datasets.paths import printable
+from datasets.paths import in_unicode, open_file, printable
 
 FORMAT = "livt-dataset-1"
 FILE = "dataset.json"
+KEYS = {"name": str, "root": str, "class_order": str, "options": dict, "class_names": [str], "splits": {str: {
+    "file": str, "images": Count, "source": str, "sha256": str, "class_counts": [Count]}}}
 
 
 @dataclass
@@ -56,11 +60,11 @@ def write_prepared(out: str | Path, name: str, root: str | Path, class_names: li
 
 def check_free(out: Path, name: str) -> None:
     """ValueError where `out` holds something that writing data set `name` there would spoil."""
-    if out.exists() and not out.is_dir():
+    if mode_of(out) and not is_folder(out):
         raise ValueError(f"--out {printable(out)} is a file: name a folder")
-    if not out.is_dir() or not any(out.iterdir()):
+    if not is_folder(out) or not any(out.iterdir()):
         return
-    there = read_description(out)["name"] if (out / FILE).is_file() else None
+    there = read_description(out)["name"] if is_file(out / FILE) else None
     if there != name:
         held = f"the data set {there}" if there else "other files"
         raise ValueError(f"--out {printable(out)} holds {held}: name an empty or a new folder")
@@ -70,12 +74,12 @@ def read_description(folder: str | Path) -> dict:
     """The content of dataset.json in a prepared folder. ValueError where there is none, or none of this format."""
     path = Path(folder) / FILE
     try:
-        record = json.loads(path.read_text())
+        with open_file(path) as file:
+            data = file.read()
     except OSError as error:
-        raise ValueError(f"cannot read {printable(path)} ({error.strerror})") from None
-    except ValueError as error:
-        raise ValueError(f"{printable(path)} is damaged ({error}): prepare the data set again") from None
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise ValueError(f"cannot read {printable(path)} ({error.strerror or error})") from None
+    record = parse(data, path, FORMAT, "prepare the data set again", KEYS)
+    if not record:
         raise ValueError(f"{printable(path)} is no description of a prepared data set (format {FORMAT}): make one with "
                          "python -m datasets.prepare")
     return record
@@ -90,7 +94,7 @@ def prepared_images(name: str, data_path: str | Path | None, split: str, record:
     if data_path is None:
         raise ValueError(f"--dataset {name} needs --data_path, a prepared folder: {how}")
     folder = Path(data_path)
-    if not (folder / FILE).is_file():
+    if not is_file(folder / FILE):
         raise ValueError(f"--data_path {printable(folder)} is no prepared folder (it has no {FILE}): {how}")
     description = read_description(folder)
     if description["name"] != name:
@@ -103,10 +107,12 @@ def prepared_images(name: str, data_path: str | Path | None, split: str, record:
     if sha256(path) != entry["sha256"]:
         raise ValueError(f"{printable(path)} is not the list that was prepared (its SHA-256 differs from {FILE}'s): prepare "
                          "the data set again, or use a list of your own with --dataset list")
-    if not (root / paths[0]).exists():
+    if not mode_of(root / paths[0]):
         raise ValueError(f"no image at {printable(root / paths[0])}, the first of {printable(path)}: if the images have moved, "
                          f"set \"root\" in {printable(folder / FILE)} to where they are")
-    images = FileImages(root, labels, description["class_names"], record, paths, source=f"{path} ({entry['source']})")
+    images = FileImages(root, labels, in_unicode(description["class_names"], printable(folder)), record, paths,
+                        source=f"{printable(path)} ({entry['source']})")
+    images.list_file = path
     images.details = {"list_sha256": entry["sha256"], "class_order": description["class_order"],
                       "options": description["options"]}
     return images

@@ -14,6 +14,7 @@ import io
 import json
 import os
 import re
+import stat
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,14 +25,21 @@ import torch
 from PIL import Image
 
 from datasets.decode import UnreadableImage, decode_image, decode_pixels, named
+from datasets.described import Count, parse
+from datasets.entries import mode_of
 from datasets.folder import NO_LABEL
 from datasets.imageset import ImageSet, Record
-from datasets.paths import printable
+from datasets.paths import kind_of, printable
 
 FORMAT = "livt-shards-1"
 FILE = "shards.json"
+AGAIN = "copy it again, or pack the set again"
+KEYS = {"name": str, "split": str, "source": str, "details": dict, "seed": int, "class_names": [str], "class_counts": [Count],
+        "mean": [float], "std": [float], "shards": [{"file": str, "images": Count, "bytes": Count, "sha256": str}]}
 PLACES = ('a folder that python -m datasets.pack has filled, its address such as https://HOST/DIR, or a command that writes '
           'one {file} of it, such as "pipe:aws s3 cp s3://BUCKET/DIR/{file} -"')
+REMEDY = ("pack the set again, where it is whole; python -m datasets.pack leaves out a few unreadable images with "
+          "--skip_bad_images N")
 READ_ERRORS = (OSError, tarfile.TarError, ValueError, EOFError)
 
 
@@ -89,22 +97,32 @@ def read_description(place: str) -> dict:
     """The content of shards.json. ValueError where it cannot be read, is damaged, or is none of this format."""
     path = locate(place, FILE)
     try:
+        if not is_url(place) and (mode := mode_of(path)) and not stat.S_ISREG(mode):
+            raise OSError(f"{kind_of(mode)}, not a file")
         with webdataset().gopen(path) as stream:
             data = stream.read()
     except READ_ERRORS as error:
         raise ValueError(f"cannot read {printable(path)} ({reason(error)}): --data_path of --dataset shards is "
                          f"{PLACES}") from None
-    try:
-        record = json.loads(data)
-    except ValueError as error:
-        raise ValueError(f"{printable(path)} is damaged ({error}): copy it again, or pack the set again") from None
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
+    record = parse(data, path, FORMAT, AGAIN, KEYS)
+    if not record:
         raise ValueError(f"{printable(path)} is no description of tar shards (format {FORMAT}): make one with python -m "
                          "datasets.pack")
     # The names go into a shell where the place is a command.
     wrong = [shard["file"] for shard in record["shards"] if not re.fullmatch(r"shard-\d+\.tar", shard["file"])]
     if wrong:
         raise ValueError(f"{printable(path)} names the shard {printable(wrong[0])}: expected shard-000000.tar and so on")
+    files = [shard["file"] for shard in record["shards"]]
+    if len(set(files)) < len(files):
+        raise ValueError(f"{printable(path)} names {next(file for file in files if files.count(file) > 1)} twice: {AGAIN}")
+    images, counts = sum(shard["images"] for shard in record["shards"]), record["class_counts"]
+    if not images or images != sum(counts) or len(counts) != len(record["class_names"]):
+        raise ValueError(f"{printable(path)} has {len(record['class_names'])} class_names, class_counts of {len(counts)} "
+                         f"classes and {sum(counts)} images, and shards of {images} images, which do not fit: {AGAIN}")
+    try:
+        Record(tuple(record["mean"]), tuple(record["std"]))
+    except ValueError as error:
+        raise ValueError(f"{printable(path)}: {error}: {AGAIN}") from None
     return record
 
 
@@ -120,10 +138,12 @@ def shard_images(name: str, data_path: str | Path, split: str, record: Record | 
     description = read_description(place)
     for shard in [] if is_url(place) else description["shards"]:
         path = locate(place, shard["file"])
-        size = os.path.getsize(path) if os.path.isfile(path) else None
+        mode = mode_of(path)
+        size = os.path.getsize(path) if stat.S_ISREG(mode) else None
         if size != shard["bytes"]:
-            found = "is missing" if size is None else f"has {size} bytes, not the {shard['bytes']} of {FILE}"
-            raise ValueError(f"the shard {printable(path)} {found}: copy it again, or pack the set again")
+            found = (f"has {size} bytes, not the {shard['bytes']} of {FILE}" if size is not None else
+                     f"is {kind_of(mode)}, not a file" if mode else "is missing")
+            raise ValueError(f"the shard {printable(path)} {found}: {AGAIN}")
     return ShardImages(place, description, record)
 
 
@@ -191,9 +211,16 @@ class ShardImages(ImageSet):
             raise UnreadableImage(f"the shard {printable(path)} holds {printable(sample['__key__'])} ("
                                   f"{', '.join(key for key in sample if not key.startswith('__'))}) where {index:09} with an "
                                   f"image, a label below {len(self.class_names)} and its id belong: pack the set again")
-        name = (f"{index:09}.{files[0]} of the shard {printable(path)}, which was "
-                f"{printable(str(json.loads(sample['json'])['id']))}")
+        name = f"{index:09}.{files[0]} of the shard {printable(path)}, which was {packed_id(sample['json'])}"
         return Sample(index, int(label), sample[files[0]], name)
+
+
+def packed_id(data: bytes) -> str:
+    """The id that an image had in the packed set, as a message prints it."""
+    try:
+        return printable(str(json.loads(data)["id"]))
+    except (ValueError, TypeError, KeyError):
+        return "an image of no id"
 
 
 def tar_samples(path: str) -> Iterator[dict]:
@@ -213,5 +240,5 @@ def tar_samples(path: str) -> Iterator[dict]:
 
 def decode(data: bytes, name: str, channels: int, loader: str = "pil") -> Image.Image | torch.Tensor:
     """The picture in a file's bytes, as `datasets.decode` gives it for "pil" or "fast". UnreadableImage calls it `name`."""
-    with named(name):
+    with named(name, REMEDY):
         return (decode_image if loader == "pil" else decode_pixels)(io.BytesIO(data), channels)

@@ -15,6 +15,7 @@ import numpy as np
 from datasets import DATASETS, build_dataset
 from datasets.imageset import ImageSet
 from datasets.parallel import CHUNK, over_chunks
+from datasets.presence import check_listed
 from datasets.records import RECORDS
 from util.args import Parser, run_command
 from util.run import progress, say
@@ -76,6 +77,7 @@ def main(args) -> tuple[np.ndarray, np.ndarray]:
     if args.num_workers is not None and args.num_workers < 0:
         raise ValueError(f"--num_workers must not be negative: {args.num_workers}")
     images = open_images(args.name, args.data_path, args.split, args.gray)
+    check_listed(images, progress=progress)
     mean, std, used = channel_statistics(images, args.limit, args.num_workers,
                                          lambda chunks, total: progress(chunks, total, f"{CHUNK} images a step"))
     say(flags(mean, std))

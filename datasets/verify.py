@@ -2,65 +2,37 @@
 
     python -m datasets.verify NAME --data_path DIR [--decode] [--show 20] [--report FILE]
 
-Without --decode it looks at lists, folders and links and takes seconds; a file is not opened, so an empty one is found only
-behind a link. With --decode every image is read and decoded as in training, on all cores. Ends with a table, and with exit
-code 0 where all is right, 1 where something is wrong, 2 where the command is.
+Without --decode it looks at lists, folders, links and sizes and takes seconds; no image is opened. With --decode every image
+is read and decoded as in training, on all cores. Of tar shards all bytes are read in both cases, for their SHA-256. Ends with a
+table, and with exit code 0 where all is right, 1 where something is wrong, 2 where the command is.
 """
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from datasets import FACTORS, records
+from datasets.entries import is_file, is_folder
+from datasets.folder import NO_LABEL
 from datasets.imageset import FileImages, Record
 from datasets.longtail import longtail_counts_of
 from datasets.parallel import CHUNK, over_chunks
 from datasets.paths import printable
+from datasets.shards import ShardImages
 from datasets.verifying import checks
 from datasets.verifying.causes import PLACES_STANDARD_MOST, Facts, likely_causes
 from datasets.verifying.inventory import READERS, Inventory, take_inventory
 from datasets.verifying.listing import EMPTY_CLASS, Problem
 from datasets.verifying.scan import MISSING, OK, Scan, file_problems, read_images, scan_files
+from datasets.verifying.tars import READABLE, SHARDS, tar_problems
+from datasets.verifying.verdict import Row, Verdict, plural, table
 from util.args import Parser, run_command
 from util.metrics import FEW_BELOW, MANY_ABOVE, groups
 from util.run import progress, say
 
 ANY_RECORD = Record((0.0,) * 3, (1.0,) * 3)  # decoding needs the number of channels alone
-
-
-class Row(NamedTuple):
-    """One check of the table. right: None where there was nothing to compare with, or nothing was looked at."""
-
-    what: str
-    expected: str
-    found: str
-    right: bool | None
-
-
-@dataclass
-class Verdict:
-    """Rows of the table, and every problem in the order of the checks."""
-
-    rows: list[Row] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
-
-    def check(self, kind: str, good: str, problems: list[Problem], expected: str) -> None:
-        """One check as a row: `good` is what was found where nothing is wrong."""
-        self.problems += problems
-        self.rows.append(Row(kind, expected, plural(len(problems), "problem") if problems else good, not problems))
-
-    def compare(self, what: str, expected: str | None, found: str) -> None:
-        """Two texts that have to be equal, where anything is expected."""
-        self.rows.append(Row(what, expected or "", found, None if expected is None else expected == found))
-
-
-def plural(number: int, word: str) -> str:
-    """`1 problem`, `2 problems`."""
-    return f"{number:,} {word}{'s' * (number != 1)}"
 
 
 def shape(counts: np.ndarray) -> tuple[str, str]:
@@ -71,6 +43,7 @@ def shape(counts: np.ndarray) -> tuple[str, str]:
 
 def check_reading(found: Inventory, verdict: Verdict) -> None:
     """What was wrong already while lists and folders were read."""
+    verdict.notes += found.left_out.hidden_note()
     for kind in found.checked:
         verdict.check(kind, "none wrong", [problem for problem in found.problems if problem.kind == kind], "all right")
 
@@ -86,7 +59,7 @@ def check_counts(found: Inventory, verdict: Verdict) -> dict[str, np.ndarray]:
         verdict.compare(f"{split}: images", f"{sizes[split]:,}" if split in sizes else None, f"{len(listing):,}")
     verdict.rows += [Row(f"{split}: images", f"{size:,}", "no such split", None) for split, size in sizes.items()
                      if split not in counts]
-    if found.name == "unlabeled":
+    if found.name in ("unlabeled", "shards"):
         return counts
     classes = records.OFFICIAL_CLASSES.get(found.name)
     verdict.compare("classes", None if classes is None else f"{classes:,}", f"{num_classes:,}")
@@ -113,8 +86,9 @@ def check_files(found: Inventory, verdict: Verdict, bar: Callable) -> dict[str, 
     """Whether the files are there; returns the scan of every split."""
     problems, scans = [problem for problem in found.problems if problem.kind in ("files", "links")], {}
     for split, listing in found.splits.items():
-        if listing.paths is not None and found.root.is_dir():
-            scans[split] = scan_files(listing, lambda folders, total, split=split: bar(folders, total, f"{split}: folders"))
+        if listing.paths is not None and is_folder(found.root):
+            scans[split] = scan_files(listing, lambda folders, total, split=split: bar(folders, total, f"{split}: folders"),
+                                      sizes=True)
             problems += file_problems(listing, scans[split])
     for kind, good in {"files": f"{sum(map(len, found.splits.values())):,} there", "links": "none wrong"}.items():
         own = [problem for problem in problems if problem.kind == kind]
@@ -142,7 +116,7 @@ def check_paths(found: Inventory, verdict: Verdict) -> None:
     folder_names = found.class_names
     if found.name == "inat18":
         folder_names = [str(k) for k in range(len(found.class_names))]
-    elif found.name == "list" and not (found.root / "classes.txt").is_file():
+    elif found.name == "list" and not is_file(found.root / "classes.txt"):
         folder_names = None
     problems, lines = checks.label_problems(found.splits, found.class_names, folder_names)
     if lines:
@@ -157,21 +131,36 @@ def check_content(found: Inventory, scans: dict[str, Scan], verdict: Verdict, nu
     for split, scan in scans.items():
         listing = found.splits[split]
         images = FileImages(listing.root, listing.labels, found.class_names, ANY_RECORD, listing.paths, listing.place)
-        indices, parts, faults = np.flatnonzero(scan.status == OK), [], {}
+        indices, parts, faults, warned = np.flatnonzero(scan.status == OK), [], {}, {}
         what = f"{split}: {CHUNK} images a step"
-        for part, wrong in over_chunks(read_images, images, indices, num_workers,
-                                       lambda chunks, total, what=what: bar(chunks, total, what)):
+        for part, wrong, damaged in over_chunks(read_images, images, indices, num_workers,
+                                                lambda chunks, total, what=what: bar(chunks, total, what)):
             parts.append(part)
             faults |= wrong
+            warned |= damaged
         hashes[split] = np.zeros(len(listing), dtype=np.uint64)
         hashes[split][indices] = np.concatenate([*parts, np.empty(0, dtype=np.uint64)])
         problems += [Problem("images readable", listing.where(i), faults[i]) for i in sorted(faults)]
         read += len(indices)
+        verdict.notes += [f"{listing.called(i)} can be read, and is damaged ({warned[i]})" for i in sorted(warned)]
     verdict.check("images readable", f"{read:,} decoded", problems, "all")
+    if "train" in hashes:
+        verdict.notes += checks.copies_within(found.splits["train"], hashes["train"])
     if "train" in hashes and len(hashes) > 1:
         verdict.check("same file in train and evaluation", "none", [
             problem for split, listing in found.splits.items() if split != "train" for problem in checks.shared_content(
                 found.splits["train"], hashes["train"], listing, hashes[split])], "none")
+
+
+def check_shards(images: ShardImages, decode: bool, verdict: Verdict, num_workers: int | None, bar: Callable) -> None:
+    """Read the tars, and with `decode` decode what is in them."""
+    problems = tar_problems(images, decode, num_workers, lambda tars, total: bar(tars, total, SHARDS))
+    own = {kind: [problem for problem in problems if problem.kind == kind] for kind in (SHARDS, READABLE)}
+    verdict.check(SHARDS, f"{len(images.shards):,} unchanged", own[SHARDS], "size and SHA-256")
+    if decode:
+        verdict.check(READABLE, f"{len(images):,} decoded", own[READABLE], "all")
+    else:
+        verdict.compare(READABLE, None, "not looked at (--decode)")
 
 
 def verify(found: Inventory, decode: bool = False, num_workers: int | None = None,
@@ -180,7 +169,9 @@ def verify(found: Inventory, decode: bool = False, num_workers: int | None = Non
     verdict = Verdict()
     check_reading(found, verdict)
     counts = check_counts(found, verdict)
-    scans = check_files(found, verdict, bar)
+    scans = {} if found.shards else check_files(found, verdict, bar)
+    if found.shards:
+        check_shards(found.shards, decode, verdict, num_workers, bar)
     if found.has_lists:
         check_paths(found, verdict)
     if decode:
@@ -194,22 +185,30 @@ def verify(found: Inventory, decode: bool = False, num_workers: int | None = Non
         found.name, counts, {split: listing.paths for split, listing in found.splits.items() if listing.paths is not None},
         str(found.root), [hint for scan in scans.values() for hint in scan.hints],
         sum(int((scan.status == MISSING).sum()) for scan in scans.values()), sum(len(scan.status) for scan in scans.values()),
-        sorted(os.listdir(found.root)) if found.root.is_dir() else [], int(largest)))
+        names_in(found.root), int(largest)))
+
+
+def names_in(folder: Path) -> list[str]:
+    """Names of what lies in a folder, sorted; none where it cannot be listed."""
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
 
 
 def overview(found: Inventory, counts: dict[str, np.ndarray]) -> list[str]:
     """What is there, in words, and the class sizes as a histogram."""
-    lines = [f"{found.name}, images in {printable(found.root)}", ""]
+    lines = [f"{found.name}, images in {printable(found.shards.place if found.shards else found.root)}", ""]
     for split, own in counts.items():
         line = f"{split:<6} {own.sum():,} images"
-        if found.name != "unlabeled" and own.any():
+        if found.class_names != [NO_LABEL] and own.any():
             most, least = int(own.argmax()), int(own.argmin())
             line += f" in {len(own):,} classes, " + (f"{own[most]:,} of each" if own[most] == own[least] else (
                 f"from {own[most]:,} of {checks.class_place(most, found.class_names)} down to {own[least]:,} of "
                 f"{checks.class_place(least, found.class_names)}"))
         lines.append(line)
     train = counts.get("train")
-    if found.name == "unlabeled" or train is None or not train.any():
+    if found.class_names == [NO_LABEL] or train is None or not train.any():
         return lines
     if FACTORS.get(found.name):
         train = longtail_counts_of(train, FACTORS[found.name], found.class_names)
@@ -221,7 +220,7 @@ def overview(found: Inventory, counts: dict[str, np.ndarray]) -> list[str]:
 
 
 def describe(verdict: Verdict, causes: list[str], show: int | None) -> list[str]:
-    """Problems by kind, at most `show` of each (None: all), and likely causes, as lines."""
+    """Problems by kind, at most `show` of each (None: all), likely causes, and notes, as lines."""
     lines = []
     for kind in dict.fromkeys(problem.kind for problem in verdict.problems):
         own = [problem for problem in verdict.problems if problem.kind == kind]
@@ -229,27 +228,20 @@ def describe(verdict: Verdict, causes: list[str], show: int | None) -> list[str]
         lines += [f"  {problem.place}: {problem.words}" for problem in own[:show]]
         if show is not None and len(own) > show:
             lines.append(f"  and {len(own) - show:,} more")
-    return [*lines, *[""] * bool(causes), *(f"likely cause: {cause}" for cause in causes)]
-
-
-def table(rows: list[Row]) -> list[str]:
-    """Aligned plain text."""
-    cells = [("what", "expected", "found", "")]
-    cells += [(row.what, row.expected or "-", row.found, {True: "ok", False: "WRONG", None: "-"}[row.right]) for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    cells.insert(1, tuple("-" * width for width in widths))
-    return ["", *("  ".join(map(str.ljust, line, widths)).rstrip() for line in cells)]
+    lines += [*[""] * bool(causes), *(f"likely cause: {cause}" for cause in causes)]
+    return [*lines, *[""] * bool(verdict.notes), *(f"note: {note}" for note in verdict.notes)]
 
 
 def main(args) -> int:
     """Print what is there, what is wrong and the table; returns the exit code."""
     if args.show < 0:
         raise ValueError(f"--show must not be negative: {args.show}")
-    if args.num_workers is not None and (args.num_workers < 0 or not args.decode):
-        raise ValueError(f"--num_workers {args.num_workers} must not be negative" if args.decode else
+    reads = args.decode or args.name == "shards"
+    if args.num_workers is not None and (args.num_workers < 0 or not reads):
+        raise ValueError(f"--num_workers {args.num_workers} must not be negative" if reads else
                          f"--num_workers {args.num_workers} is for --decode: without it no image is read")
     found = take_inventory(args.name, args.data_path)
-    if args.decode and not found.has_files:
+    if args.decode and not found.has_files and not found.shards:
         raise ValueError(f"--decode reads image files; {args.name} is in memory, and its files are checked by their hash: "
                          "leave it out")
     verdict, counts, causes = verify(found, args.decode, args.num_workers, progress)
@@ -269,7 +261,8 @@ def get_args_parser() -> Parser:
     parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(READERS)}")
     parser.add_argument("--data_path", metavar="DIR", help="where it is, as for training")
     parser.add_argument("--decode", action="store_true", help="read and decode every image too")
-    parser.add_argument("--num_workers", type=int, metavar="N", help="processes that decode (one a core by default, 0: none)")
+    parser.add_argument("--num_workers", type=int, metavar="N", help="processes that decode, or read shards (one a core by "
+                        "default, 0: none)")
     parser.add_argument("--show", type=int, default=20, metavar="K", help="problems of a kind that are printed")
     parser.add_argument("--report", metavar="FILE", help="write everything, all problems included, into this file")
     return parser

@@ -1,4 +1,5 @@
 """What the tests share: a small folder of pictures, and both stages called as a launcher calls them."""
+import os
 import shutil
 
 import numpy as np
@@ -25,6 +26,20 @@ COUNTS = {"cat": 24, "dog": 12, "elk": 5}
 def _one_thread():
     """Sums over threads may differ between machines; the suite also runs beside others."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def nobody(tmp_path, monkeypatch):
+    """Within the test's folder, with the rights of another user: root may read everything."""
+    Image.init()  # Pillow imports its readers when they are first needed
+    monkeypatch.chdir(tmp_path)
+    if os.geteuid():
+        yield
+        return
+    tmp_path.chmod(0o755)
+    os.seteuid(65534)
+    yield
+    os.seteuid(0)
 
 
 @pytest.fixture(scope="session")

@@ -90,6 +90,7 @@ def fails(data_flags, tmp_path, monkeypatch, capsys):
     ("finetune", ["--aa", "autoaugment"], "--aa 'autoaugment' is no RandAugment string"),
     ("finetune", ["--split", "train"], "invalid choice: 'train'"),
     ("pretrain", ["--data_path", "nowhere"], "--data_path nowhere has no folder train/ (no such folder)"),
+    ("pretrain", ["--data_path", ""], "--data_path is empty (an unset variable?): name a folder"),
     ("pretrain", ["--mean", ".5"], "one number (gray) or three (RGB) each, not 1 and 3"),
     ("pretrain", ["@nowhere.args"], "nowhere.args"),
 ])

@@ -1,6 +1,8 @@
 """Odd and damaged image files: both decoders show the same picture, or name the file and what is wrong with it."""
+import contextlib
 import io
 import os
+import socket
 import struct
 import warnings
 import zlib
@@ -191,13 +193,23 @@ def test_a_bomb_reaches_no_decoder(refused, monkeypatch):
     assert "exceeds limit of" in refused(bomb)
 
 
+def bind_socket(path):
+    """A socket's file, by a short relative path: a longer one does not fit into its address."""
+    with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as server:
+        server.bind(path.name)
+
+
 def test_files_that_cannot_be_opened(refused, tmp_path):
     (tmp_path / "broken.jpg").symlink_to("gone.jpg")
     (tmp_path / "a.jpg").symlink_to("b.jpg")
     (tmp_path / "b.jpg").symlink_to("a.jpg")
     (tmp_path / "folder.jpg").mkdir()
-    for name, words in (("broken.jpg", "a link to 'gone.jpg', which is not there"), ("none.jpg", "No such file or directory"),
-                        ("a.jpg", "Too many levels of symbolic links"), ("folder.jpg", "Is a directory")):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    bind_socket(tmp_path / "socket.jpg")
+    for name, words in (
+            ("broken.jpg", "a link to 'gone.jpg', which is not there"), ("none.jpg", "No such file or directory"),
+            ("a.jpg", "Too many levels of symbolic links"), ("folder.jpg", "a folder, not a file"),
+            ("pipe.jpg", "a pipe, not a file"), ("socket.jpg", "a socket, not a file"), ("/dev/full", "a device, not a file")):
         assert refused(path=tmp_path / name) == words
 
 

@@ -1,4 +1,5 @@
 """Lists of images, compact paths, and the sets that are read through them."""
+import json
 import os
 import pickle
 
@@ -12,6 +13,8 @@ from datasets.imageset import FileImages, Record
 from datasets.lists import ListError, read_list, write_list
 from datasets.paths import PathTable, printable
 from datasets.prepared import Split, prepared_images, write_prepared
+from datasets.presence import check_listed
+from datasets.verifying.inventory import take_inventory
 
 STATISTICS = dict(mean=(0.3, 0.3, 0.3), std=(0.2, 0.2, 0.2))
 NAMES = ["a.png", "sub/with blank.png", "ünï.png", os.fsdecode(b"\xff\xfe.png"), "x" * 300, "line\nbreak.png"]
@@ -80,6 +83,8 @@ def test_a_wrong_line_is_named_with_file_and_line(tmp_path, line, words, suffix)
     ("train.txt", b"", "lists no image"), ("train.txt", b"\n \n", "lists no image"),
     ("train.txt", "a.png 0\n".encode("utf-16"), "is no list file in UTF-8"), ("train.txt", None, "cannot read the list file"),
     ("train.csv", b"file,label\na.png,0\n", "must name the columns path and label, found file, label"),
+    ("train.txt", b"a.png 0\rb.png 1\r", "train.txt:1: a.png 0\\rb.png has a carriage return in it: end lines with LF or CRLF"),
+    ("train.csv", b"path,label,label\na.png,0,1\n", "train.csv:1: the header of a CSV names label twice"),
     ("train.csv", b"", "found nothing"), ("train.csv", b"path,label\na.png\n", "train.csv:2: label '' is no whole number"),
     ("train.csv", b"path,label\na.png,0\n\"" + b"x" * 200_000 + b"\",1\n", "train.csv:3: no line of a CSV (field larger than"),
     ("train.csv", b"path,label\n,3\n", "train.csv:2: no path before the label"),
@@ -135,11 +140,51 @@ def test_lists_that_do_not_fit_their_classes(listed):
     fails(r"train.txt:37: label 2 of train/elk/00.png, but the labels of 2 classes end at 1 \(5 lines are wrong")
     (listed / "classes.txt").unlink()
     write_list(listed / "train.txt", ["train/cat/00.png", "train/elk/00.png"], [0, 999999999])
-    fails("train.txt: class 1 of 0 to 999999999 has no training image")
+    fails("train.txt:2: label 999999999, but class 1 of 0 to 999999999 has no training image")
     write_list(listed / "train.txt", ["train/cat/00.png", "train/elk/00.png"], [0, 2])
-    fails("train.txt: class 1 of 0 to 2 has no training image: number the classes without gaps")
+    fails("train.txt:2: label 2, but class 1 of 0 to 2 has no training image: number the classes without gaps")
     (listed / "train.txt").unlink()
     fails("and it has neither")
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".csv"])
+def test_what_a_list_names_is_looked_for_before_training(listed, suffix):
+    base = ["train/cat/00.png", "train/dog/00.png", "train/elk/00.png"]
+    odd = {"gone.png": "no such file", "nowhere.png": "a link that leads nowhere",
+           "circle.png": "a link that leads in a circle", "train/cat": "a folder, not a file", "pipe.png": "a pipe, not a file"}
+    (listed / "nowhere.png").symlink_to("gone")
+    (listed / "circle.png").symlink_to("circle.png")
+    os.mkfifo(listed / "pipe.png")
+    (listed / "train.txt").unlink()
+
+    def images(*more):
+        lines = [f"{path} {label}" for label, path in enumerate(base)] + ["", *(f"{path} 1" for path in more)]
+        text = "\n".join(lines) if suffix == ".txt" else "path,label\n" + "\n".join(",".join(line.split()) for line in lines)
+        (listed / f"train{suffix}").write_text(text)
+        return build_dataset("list", "train", listed, **STATISTICS)
+
+    check_listed(images())
+    for name, words in odd.items():
+        for found in (images(base[0], name), images(base[0], name).subset(np.array([4, 0]))):
+            with pytest.raises(ValueError, match=f"train{suffix}:{6 + (suffix == '.csv')}: {name} is {words} below .*; 1 of "):
+                check_listed(found)
+            check_listed(found, limit=1)
+    with pytest.raises(ValueError, match="train.*:5: gone.png is no such file|train.*:6: gone.png is no such file") as error:
+        check_listed(images(*odd), limit=4)
+    assert "5 of 8 files cannot be read" in str(error.value)
+    with pytest.raises(ValueError, match=r"cow/a.png is no such file below .* \(its folder is not there\)"):
+        check_listed(images("cow/a.png"))
+    check_listed(build_dataset("folder", "train", listed, **STATISTICS))  # it has just been listed
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_a_missing_file_of_a_list_stops_both_stages_before_they_begin(listed, stage, request, tmp_path):
+    with open(listed / ("train.txt" if stage == "pretrain" else "test.txt"), "a") as file:
+        file.write("gone.png 0\n")
+    flags = ["--dataset", "list", "--data_path", listed, *["--model", "mae_vit_tiny_patch16"] * (stage == "pretrain")]
+    with pytest.raises(ValueError, match=r"t\w+.txt:\d+: gone.png is no such file"):
+        request.getfixturevalue(stage)(tmp_path / "run", *flags)
+    assert not (tmp_path / "run").exists()
 
 
 def test_images_without_labels_are_found_at_any_depth(picture_folder, tmp_path, pretrain):
@@ -151,12 +196,12 @@ def test_images_without_labels_are_found_at_any_depth(picture_folder, tmp_path, 
             ["--dataset", "unlabeled", "--data_path", str(picture_folder), "--mean", ".5", "--std", ".5"]))
 
 
-@pytest.mark.parametrize("target", ["nowhere.png", "a.png"])
-def test_links_that_lead_to_no_image_are_named(tmp_path, target):
+@pytest.mark.parametrize(("target", "how"), [("nowhere.png", "nowhere, to nowhere.png"), ("a.png", "in a circle, to a.png")])
+def test_links_that_lead_to_no_image_are_named(tmp_path, target, how):
     (tmp_path / "train" / "cat").mkdir(parents=True)
     (tmp_path / "train" / "cat" / "a.png").symlink_to(target)  # a.png -> a.png goes in a circle
     for name in ("folder", "unlabeled"):
-        with pytest.raises(ValueError, match="train/cat/a.png is a link that leads to no image"):
+        with pytest.raises(ValueError, match=f"train/cat/a.png is a link that leads {how}: repair or remove it"):
             build_dataset(name, "train", tmp_path, **STATISTICS)
 
 
@@ -180,7 +225,8 @@ def test_a_prepared_folder_says_what_is_wrong_with_it(picture_folder, tmp_path):
     assert images.class_counts.tolist() == [24, 12] and images.details["class_order"] == "by hand"
     assert "made up" in images.source
     assert np.array(images.image(30)).reshape(-1, 3).mean(0).argmax() == 1
-    write()  # the same set may be prepared again
+    write(class_names=["cat", os.fsdecode(b"caf\xe9")])  # the same set may be prepared again
+    assert prepared_images("inat18", tmp_path / "out", "train", record).class_names == ["cat", "caf\\xe9"]
     with pytest.raises(ValueError, match="holds the data set inat18: name an empty or a new folder"):
         write(name="places_lt")
     with pytest.raises(ValueError, match="holds other files"):
@@ -196,3 +242,25 @@ def test_a_prepared_folder_says_what_is_wrong_with_it(picture_folder, tmp_path):
     fails("is damaged")
     (tmp_path / "out" / "dataset.json").write_text("{}")
     fails("is no description of a prepared data set")
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    *((lambda r, key=key: r.pop(key), f"has no key {key}: prepare") for key in ("name", "root", "class_names", "options")),
+    (lambda r: r["splits"]["train"].pop("sha256"), "has no key splits.train.sha256: prepare the data set again"),
+    (lambda r: r["splits"].update(train=3), "splits.train is 3, expected an object: prepare"),
+    (lambda r: r["splits"]["train"].update(file=None), "splits.train.file is None, expected a text"),
+    (lambda r: r.update(root=["a"]), r"root is \['a'\], expected a text"),
+    (lambda r: r.update(class_names="cat"), "class_names is 'cat', expected a list"),
+    (lambda r: r["class_names"].append(2), r"class_names.2. is 2, expected a text"),
+    (lambda r: r["splits"]["train"]["class_counts"].append(-1), r"class_counts.2. is -1, expected a whole number, not")])
+def test_a_description_with_a_wrong_key_names_file_and_key(picture_folder, tmp_path, change, words):
+    write_prepared(tmp_path, "inat18", picture_folder / "train", ["cat", "dog"], "by hand",
+                   {"train": Split(["cat/00.png", "dog/00.png"], np.arange(2), "made up")})
+    path = tmp_path / "dataset.json"
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+    for command in (lambda: build_dataset("inat18", "train", tmp_path), lambda: take_inventory("inat18", tmp_path)):
+        with pytest.raises(ValueError, match=words) as error:
+            command()
+        assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)

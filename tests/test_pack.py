@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from datasets import build_dataset, pack
-from datasets.decode import UnreadableImage
 from datasets.imageset import Record
 from datasets.loading import train_loader
 from datasets.shards import Part
@@ -94,12 +93,27 @@ def test_images_without_labels_have_none_in_their_shards(webdataset, odd_names, 
         ((4, 1, *SIZE), [0] * 4), ((1, 1, *SIZE), [0])]
 
 
-@pytest.mark.parametrize(("broken", "words"), [(b"", "its 0 bytes begin no image"), (b"<html>", "its 6 bytes begin no image")])
-def test_a_file_that_is_no_image_is_named_and_nothing_is_left(webdataset, odd_names, tmp_path, broken, words):
-    (odd_names / "train" / "cat" / "two words.png").write_bytes(broken)
-    with pytest.raises(UnreadableImage, match=f"train/cat/two words.png .{words}"):
-        run_pack("folder", "--data_path", odd_names, "--out", tmp_path / "out", "--mean", .5, "--std", .2)
-    assert os.listdir(tmp_path / "out") == []
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_files_are_named_or_left_out_and_listed(webdataset, odd_names, tmp_path, capsys, workers):
+    cut, broken = odd_names / "train" / "cat" / "two words.png", odd_names / "train" / "dog" / "line\nbreak.png"
+    cut.write_bytes(cut.read_bytes()[:-40])  # it begins as an image does
+    broken.write_bytes(b"<html>")
+    flags = ["folder", "--data_path", odd_names, "--out", tmp_path / "out", "--mean", .5, "--std", .2, "--num_workers", workers]
+    with pytest.raises(ValueError, match=r"2 of 5 images cannot be read, more than --skip_bad_images 1 allows: train/cat/two "
+                       r"words.png \(.*truncated.*\), train/dog/line\\nbreak.png \(no image that Pillow knows\): repair"):
+        run_pack(*flags, "--skip_bad_images", 1)
+    assert not (tmp_path / "out").exists()
+    record = run_pack(*flags, "--skip_bad_images", 2)
+    told = capsys.readouterr().out
+    assert "left out, because unreadable (listed in shards.json): 2\n  train/cat/two words.png\t" in told
+    assert record["class_counts"] == [1, 2] and record["images"] == 3
+    assert [path for path, _ in record["details"]["left_out"]] == ["train/cat/two words.png", "train/dog/line\\nbreak.png"]
+    packed = {json.loads(data)["id"] for name, data in members(tmp_path / "out").items() if name.endswith(".json")}
+    assert packed == {"train/cat/a.b.c.PNG", "train/dog/__meta__.png", os.fsdecode(b"train/dog/caf\xe9.png")}
+    for path in (odd_names / "train").rglob("*.*"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match="none of the 5 images of .* can be read: nothing to pack"):
+        run_pack(*flags[:4], tmp_path / "none", *flags[5:], "--skip_bad_images", 9)
 
 
 def test_a_folder_that_holds_anything_is_left_alone(webdataset, copied, numbered, tmp_path):

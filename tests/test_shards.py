@@ -1,9 +1,6 @@
 """Tar shards: every image once an epoch, in any number of readers, and a shard that is not whole stops the run."""
-import io
 import itertools
 import json
-import sys
-import tarfile
 
 import numpy as np
 import pytest
@@ -12,14 +9,12 @@ import torch
 import main_finetune
 import main_pretrain
 from datasets import build_dataset, pack
-from datasets.decode import UnreadableImage
 from datasets.imageset import Record
 from datasets.loading import train_loader
 from datasets.shards import Part, ShardImages
 from datasets.streaming import ShardBatches, cut, reader_parts, shard_order
 from datasets.transforms import train_transform
 from tests.conftest import DECODER, TINY
-from util.args import run_command
 from util.checkpoint import load_checkpoint
 
 N, SIZE = 23, (8, 8)
@@ -150,97 +145,6 @@ def test_a_command_stands_for_a_folder(shards):
     assert by_url.data_hash == here.data_hash and by_url.image(N - 1).tobytes() == here.image(N - 1).tobytes()
 
 
-# --- what is not whole ---
-
-def read_all(images):
-    return [sample.index for shard, count in enumerate(images.counts) for sample in images.read(Part(shard, 0, int(count)))]
-
-
-def test_a_shard_cut_anywhere_is_noticed(copied):
-    """Python's tarfile ends without a word where a tar breaks off between or within headers."""
-    images, path = build_dataset("shards", "train", copied), copied / "shard-000001.tar"
-    data = path.read_bytes()
-    with tarfile.open(path) as archive:
-        last = archive.getmembers()[-1]
-    for end in (*range(0, last.offset_data, 256), last.offset_data + last.size - 1):
-        path.write_bytes(data[:end])
-        with pytest.raises(UnreadableImage, match="the shard .*shard-000001.tar"):
-            read_all(images)
-    path.write_bytes(data)
-    assert read_all(images) == list(range(N))
-
-
-def rewrite(path, change):
-    """Write a tar again with its files, a list of (name, bytes), changed."""
-    with tarfile.open(path) as archive:
-        files = [(member.name, archive.extractfile(member).read()) for member in archive]
-    with tarfile.open(path, "w") as archive:
-        for name, data in change(files):
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-
-
-@pytest.mark.parametrize(("change", "words"), [
-    (lambda files: files[:-3], "ends after 5 of the 6 images"),
-    (lambda files: [*files, ("000000012.png", b"x")], "has more than the 6 images"),
-    (lambda files: [("000000099." + name.split(".")[1], data) for name, data in files[:3]] + files[3:],
-     r"holds 000000099 .cls, json, png. where 000000006 with an image"),
-    (lambda files: files[1:], r"holds 000000006 .json, png. where"),
-    (lambda files: [*files[:2], *files[3:]], r"holds 000000006 .cls, json. where"),
-    (lambda files: [("000000006.cls", b"23"), *files[1:]], "a label below 23"),
-    (lambda files: [*files[:2], ("000000006.png", files[2][1][:60]), *files[3:]],
-     r"cannot read the image 000000006.png of the shard .*shard-000001.tar, which was \d+ \("),
-    (lambda files: [*files[:3], files[0], *files[3:]], "duplicate file name"),
-])
-def test_a_shard_of_other_content_is_noticed_and_named(copied, change, words):
-    images = build_dataset("shards", "train", copied)
-    rewrite(copied / "shard-000001.tar", change)
-    with pytest.raises(UnreadableImage, match=words) as error:
-        epoch_of(ShardBatches(images, train_transform(SIZE, RECORD), 4, seed=0))
-    assert "shard-000001.tar" in str(error.value) and "\n" not in str(error.value)
-
-
-def test_local_shards_are_measured_before_training(copied):
-    path = copied / "shard-000002.tar"
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"shard-000002.tar has \d+ bytes, not the \d+ of shards.json: copy it again"):
-        build_dataset("shards", "train", copied)
-    path.unlink()
-    with pytest.raises(ValueError, match="shard-000002.tar is missing"):
-        build_dataset("shards", "train", copied)
-
-
-@pytest.mark.parametrize(("text", "words"), [
-    (b"{", "is damaged"), (b"[1]", "is no description of tar shards"),
-    (b'{"format": "livt-dataset-1"}', "is no description of tar shards .format livt-shards-1."),
-    (b'{"format": "livt-shards-1", "shards": [{"file": "a;rm b"}]}', "names the shard a;rm b: expected shard-000000.tar")])
-def test_a_description_that_is_none(webdataset, tmp_path, text, words):
-    (tmp_path / "shards.json").write_bytes(text)
-    with pytest.raises(ValueError, match=words):
-        build_dataset("shards", "train", tmp_path)
-
-
-@pytest.mark.parametrize(("place", "words"), [
-    ("nowhere", "nowhere/shards.json .No such file or directory.: --data_path of --dataset shards is a folder that"),
-    ("pipe:false {file}", "pipe:false shards.json .its command ended with exit code 1."),
-    ("pipe:cat shards", "has no {file} in its command: expected a folder that"),
-    ("s3://bucket/set", "no gopen handler defined.*such as \"pipe:aws s3 cp s3://BUCKET/DIR/{file} -\""),
-    (None, "--dataset shards needs --data_path DIR: a folder that python -m datasets.pack has filled")])
-def test_a_place_without_shards(webdataset, place, words):
-    with pytest.raises(ValueError, match=words):
-        build_dataset("shards", "train", place)
-
-
-def test_without_webdataset_one_line_says_what_to_install(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "webdataset", None)
-    packing = pack.get_args_parser().parse_args(["embedded", "--out", str(tmp_path / "out")])
-    for command in (lambda: build_dataset("shards", "train", tmp_path), lambda: pack.main(packing)):
-        with pytest.raises(ValueError, match="need webdataset, which is not installed: pip install 'webdataset>=0.2.86'"):
-            command()
-    assert not (tmp_path / "out").exists()
-
-
 # --- both stages ---
 
 MAE = ["--model", "mae_vit_tiny_patch16", "--input_size", "8", "--dataset", "shards"]
@@ -273,20 +177,6 @@ def test_stage_1_learns_from_shards_and_is_continued_to_the_bit(shards, tmp_path
     assert "continuing" in capsys.readouterr().out
     a, b = (load_checkpoint(tmp_path / out / "last.pth")["model"] for out in ("whole", "cut"))
     assert all(torch.equal(a[key], b[key]) for key in a)
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_shard_that_breaks_off_stops_the_run_in_one_line(copied, tmp_path, monkeypatch, capsys, workers):
-    path = copied / "shard-000003.tar"
-    path.write_bytes(path.read_bytes()[:5000])
-    argv = [*TINY, *DECODER, *MAE, "--data_path", f"pipe:cat '{copied}'/{{file}}", "--output_dir", tmp_path / "out",
-            "--num_workers", workers]
-    monkeypatch.setattr(sys, "argv", ["main_pretrain.py", *map(str, argv)])
-    with pytest.raises(SystemExit) as stop:
-        run_command(main_pretrain.get_args_parser(), main_pretrain.main)
-    err = capsys.readouterr().err
-    assert stop.value.code == 2 and err.count("\n") == 1
-    assert err.startswith(("error: cannot read the shard pipe:cat", "error: the shard pipe:cat")) and "shard-000003.tar" in err
 
 
 def test_stage_2_is_told_to_use_the_set_itself(shards, tmp_path):

@@ -88,15 +88,16 @@ def test_a_line_without_a_file_is_named_and_counted(tmp_path):
     for number in (18, 201, 230):
         os.remove(made.source / lines[number - 1].split()[0])
     name = lines[17].split()[0]
-    refused(f"ImageNet_LT_train.txt:18: no file {name} below .* 3 of 240 lines lead to no file", "imagenet_lt", made,
-            tmp_path / "out")
+    refused(f"ImageNet_LT_train.txt:18: no file {name}; .*train.txt:201: no file .*train.txt:230: no file .*: 3 of 240 lines "
+            "lead to no file below ", "imagenet_lt", made, tmp_path / "out")
     path = made.lists / "ImageNet_LT_train.txt"
     path.write_text("\n\n" + path.read_text())
     refused(f"ImageNet_LT_train.txt:20: no file {name}", "imagenet_lt", made, tmp_path / "out")
     path.write_text(path.read_text().strip())
-    os.symlink("nowhere", made.source / name)
-    refused("ImageNet_LT_train.txt:18: .* 3 of 240", "imagenet_lt", made, tmp_path / "out")
-    os.remove(made.source / name)
+    for target in ("nowhere", os.path.basename(name)):  # a link to itself leads in a circle
+        os.symlink(target, made.source / name)
+        refused("ImageNet_LT_train.txt:18: .* 3 of 240", "imagenet_lt", made, tmp_path / "out")
+        os.remove(made.source / name)
     (made.source / name).mkdir()
     refused("ImageNet_LT_train.txt:18: .* 3 of 240", "imagenet_lt", made, tmp_path / "out")
     shutil.rmtree(made.source / "train" / wnid(1))
@@ -111,6 +112,31 @@ def test_a_file_name_alone_is_no_match_where_classes_share_it(tmp_path):
         for file in (made.source / "train" / folder).iterdir():
             file.rename(made.source / "train" / file.name)
     refused("Places_LT_train.txt:1: .* nor one for any other line", "places_lt", made, tmp_path / "out")
+
+
+def test_repeated_lines_are_named_and_counted(tmp_path):
+    made = build("imagenet", tmp_path)
+    path = made.lists / "ImageNet_LT_train.txt"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, *lines[:7]]))
+    first = len(lines) + 1
+    refused(f"train.txt:{first}: {lines[0][:-2]} is listed already \\(.*train.txt:1\\); .*train.txt:{first + 4}: .*; ...: 7 of "
+            f"{len(lines) + 7} lines name an image again: take the list as it was", "imagenet_lt", made, tmp_path / "out")
+
+
+def test_what_a_tree_of_wnids_leaves_out_is_told(tmp_path, capsys):
+    made = build("imagenet", tmp_path)
+    for name in ("a.heic", ".a.JPEG", "more/b.JPEG"):
+        (made.source / "train" / wnid(0) / name).parent.mkdir(exist_ok=True)
+        (made.source / "train" / wnid(0) / name).touch()
+    (made.source / "loop").symlink_to("loop")  # no folder to look into
+    prepare("imagenet_1k", made, tmp_path / "out", lists=False)
+    told = capsys.readouterr().err
+    assert [line.split(": ")[0] for line in told.splitlines()] == ["note"] * 3
+    assert all(words in told for words in (f"train/{wnid(0)}/a.heic", f"train/{wnid(0)}/.a.JPEG", f"train/{wnid(0)}/more/"))
+    os.mkfifo(made.source / "train" / wnid(0) / "pipe.JPEG")
+    refused(f"train/{wnid(0)}/pipe.JPEG is a pipe and no image: repair or remove it", "imagenet_1k", made, tmp_path / "new",
+            lists=False)
 
 
 def test_two_lines_for_one_file_are_refused(tmp_path):
@@ -146,7 +172,7 @@ def test_the_tree_that_the_list_names_goes_before_others(tmp_path):
     assert prepared("places_lt", tmp_path / "a", "train", made.source) == made.labels["train"]
     # Even where an image is missing: another size is no replacement.
     (made.source / list(made.labels["train"])[3]).unlink()
-    refused(r"train.txt:4: no file data_256/\S+ .*; 1 of 14 lines lead to no file", "places_lt", made, tmp_path / "b")
+    refused(r"train.txt:4: no file data_256/\S+: 1 of 14 lines lead to no file", "places_lt", made, tmp_path / "b")
 
 
 def tree_labels(made):
@@ -213,7 +239,7 @@ def test_what_is_wrong_with_a_tree_of_wnids_is_named(tmp_path):
     (made.source / "train" / "n99999999" / "a.JPEG").write_bytes(b"")
     refused("val lacks the class n99999999", "imagenet_1k", made, tmp_path / "out", lists=False)
     (made.source / "train" / "n99999999" / "b.JPEG").symlink_to("nowhere")
-    refused("n99999999/b.JPEG is a link that leads to no image", "imagenet_1k", made, tmp_path / "out", lists=False)
+    refused("n99999999/b.JPEG is a link that leads nowhere, to nowhere", "imagenet_1k", made, tmp_path / "out", lists=False)
     (made.source / "copy").mkdir()
     shutil.copytree(made.source / "train", made.source / "copy" / "train", symlinks=True)
     refused("several folders train of wnids .train, copy/train.", "imagenet_1k", made, tmp_path / "out", lists=False)
@@ -236,8 +262,8 @@ def test_imagenet_bal_is_a_function_of_sorted_files_size_and_seed(tmp_path, monk
         assert prepared("imagenet_bal", tmp_path / f"{size}-{seed}", "test", made.source) == test
     assert set(drawn[5, 3]) < set(drawn[8, 3]) and set(drawn[5, 0]) != set(drawn[5, 3])
     # Whatever order the file system gives its files in.
-    image_files = trees.image_files
-    monkeypatch.setattr(trees, "image_files", lambda folder: sorted(image_files(folder), key=lambda entry: entry.name[::-1]))
+    class_images = trees.class_images
+    monkeypatch.setattr(trees, "class_images", lambda *where: sorted(class_images(*where), key=lambda name: name[::-1]))
     prepare("imagenet_bal", made, tmp_path / "again", "--per_class", 5, lists=False)
     assert (tmp_path / "again" / "train.txt").read_bytes() == (tmp_path / "5-0" / "train.txt").read_bytes()
     refused(rf"--per_class 11: train/{wnid(2)} has only 10 images", "imagenet_bal", made, tmp_path / "out", "--per_class", 11,

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from datasets import DATASETS, verify
+from datasets.decode import decode_jpeg
 from datasets.imageset import FileImages
 from datasets.paths import PathTable
 from datasets.prepared import Split, write_prepared
@@ -37,7 +38,7 @@ def test_files_that_are_not_there(tree):
     (tree.root / tree.test[5][0]).mkdir()
     problems, wrong = tree.prepare().wrong()
     assert problems == [f"train.txt:14: {tree.train[13][0]} is no such file", f"test.txt:5: {tree.test[4][0]} is no such file",
-                        f"test.txt:6: {tree.test[5][0]} is no file but a folder or a device"]
+                        f"test.txt:6: {tree.test[5][0]} is a folder, not a file"]
     assert wrong == ["files"]
     assert cause(tree.run()[1]) == [
         "the files are called otherwise than in the list, such as ILSVRC2012_VAL_00000004.jpg where the list has "
@@ -141,20 +142,30 @@ def test_what_is_listed_more_than_once(tree):
 
 
 def test_what_only_decoding_finds(tree):
-    cut, empty, text, copy = (tree.root / path for path, _ in (tree.train[4], tree.test[2], tree.train[11], tree.test[9]))
+    cut, again, text, copy = (tree.root / path for path, _ in (tree.train[4], tree.train[8], tree.train[11], tree.test[9]))
     cut.write_bytes(cut.read_bytes()[:-40])
-    empty.write_bytes(b"")
+    shutil.copy(tree.root / tree.train[7][0], again)
     text.write_text("<html>404</html>")
     shutil.copy(tree.root / tree.train[15][0], copy)
     assert tree.prepare().run()[0] == 0
     problems, wrong = tree.wrong("--decode", "--num_workers", 1)
     assert re.match(rf"train.txt:5: cannot read the image {cut} .*truncated.*: replace it", problems[0])
     assert re.match(rf"train.txt:12: cannot read the image {text} .*no image that Pillow knows.*: replace it", problems[1])
-    assert problems[2:] == [f"test.txt:3: {empty} is an empty file (0 bytes)",
-                            f"test.txt:10: {tree.test[9][0]} has the same bytes as the training image {tree.train[15][0]} "
+    assert problems[2:] == [f"test.txt:10: {tree.test[9][0]} has the same bytes as the training image {tree.train[15][0]} "
                             "(train.txt:16)"]
     assert wrong == ["images readable", "same file in train and evaluation"]
     assert tree.wrong("--decode", "--num_workers", 0) == (problems, wrong)
+    text = tree.run("--decode", "--num_workers", 0)[1]
+    assert f"\nnote: 1 training image has the same bytes as another: {tree.train[8][0]} (train.txt:9) those of " in text
+
+
+@pytest.mark.skipif(decode_jpeg is None, reason="this torchvision decodes no JPEGs, and Pillow does not warn")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_libjpeg_warns_of_is_told_with_its_path(tree, workers):
+    path = tree.root / tree.train[4][0]
+    path.write_bytes(path.read_bytes()[:-2] + bytes(40) + b"\xff\xd9")
+    code, text, _ = tree.prepare().run("--decode", "--num_workers", workers)
+    assert code == 0 and f"\nnote: {tree.train[4][0]} (train.txt:5) can be read, and is damaged (Corrupt JPEG data: " in text
 
 
 def test_lists_that_were_changed(tree):
@@ -222,14 +233,15 @@ def test_places_folders_that_are_too_full(tree, monkeypatch):
 
 
 def test_every_data_set_can_be_verified():
-    assert [*inventory.READERS, "shards"] == list(DATASETS)
+    assert list(inventory.READERS) == list(DATASETS)
 
 
 @pytest.mark.parametrize(("flags", "words"), [
     (["imagenet"], "unknown data set 'imagenet'; known: embedded, cifar10_lt"),
-    (["shards"], "shards are checked as they are read"),
+    (["shards"], "shards needs --data_path DIR: a folder that python -m datasets.pack has filled"),
     (["places_lt"], "places_lt needs --data_path DIR: "),
     (["embedded", "--data_path", "x"], "embedded ships with the project: leave out --data_path"),
+    (["folder", "--data_path", ""], "--data_path is empty (an unset variable?): name a folder"),
     (["folder", "--data_path", "nowhere"], "--data_path nowhere is no folder"),
     (["folder", "--data_path", "OUT"], "no folder train/, val/ or test/ in "),
     (["list", "--data_path", "IMAGES"], "no list in "),
@@ -253,5 +265,5 @@ def test_wrong_usage_is_one_line_and_exit_code_2(tree, monkeypatch, capsys, flag
 def test_a_file_that_cannot_be_read(tree):
     missing, there = tree.root / "train" / "gone.jpg", tree.train[0][0]
     images = FileImages(tree.root, [0, 0], WNIDS, verify.ANY_RECORD, PathTable(["train/gone.jpg", there]), "made up")
-    hashes, faults = read_images(images, np.array([1, 0]))
+    hashes, faults, _ = read_images(images, np.array([1, 0]))
     assert faults == {0: f"{missing} cannot be read (No such file or directory)"} and hashes[0] != 0 == hashes[1]

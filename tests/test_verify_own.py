@@ -1,14 +1,18 @@
 """datasets.verify on one's own lists and folders, on images without labels, and on sets that are in memory."""
 import hashlib
+import os
 import pickle
 import shutil
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from datasets import records
 from datasets.cifar import CLASSES
+from datasets.entries import LeftOut
 from datasets.folder import walk
 from tests.trees import WNIDS, cause
 
@@ -47,12 +51,7 @@ def test_lists_of_ones_own(lists):
 
 
 def test_a_folder_of_ones_own(tree):
-    shutil.rmtree(tree.root / "val")
-    shutil.copytree(tree.root / "train", tree.root / "test")
-    for path in walk(tree.root / "test"):
-        with open(path.path, "ab") as file:
-            file.write(b"other")
-    where = dict(name="folder", data_path=tree.root)
+    where = folder_of_ones_own(tree)
     assert tree.run("--decode", "--num_workers", 0, **where)[0] == 0
     (tree.root / "test" / "dog").mkdir()
     (tree.root / "train" / WNIDS[0] / "x.jpg").symlink_to("gone")
@@ -68,6 +67,64 @@ def test_a_folder_of_ones_own(tree):
         f"test/{WNIDS[0]}/y.jpg: has the same bytes as the training image "
         f"train/{WNIDS[3]}/{WNIDS[3]}_0.JPEG"])
     assert wrong == ["classes without a training image", "links", "same file in train and evaluation"]
+
+
+def folder_of_ones_own(tree):
+    """The training images as a set of their own, other ones for the test."""
+    shutil.rmtree(tree.root / "val")
+    shutil.copytree(tree.root / "train", tree.root / "test")
+    for path in walk(tree.root / "test", LeftOut()):
+        with open(tree.root / "test" / path, "ab") as file:
+            file.write(b"other")
+    return dict(name="folder", data_path=tree.root)
+
+
+def test_pictures_that_are_left_out_are_a_finding_and_hidden_files_a_note(tree):
+    where = folder_of_ones_own(tree)
+    image = (tree.root / "train" / WNIDS[0] / f"{WNIDS[0]}_0.JPEG").read_bytes()
+    (tree.root / "train" / ".ipynb_checkpoints").mkdir()
+    (tree.root / "train" / WNIDS[0] / "README").write_text("no picture")
+    code, text, rows = tree.run(**where)
+    assert code == 0 and rows["pictures left out"] == ("all right", "none wrong", "ok") and rows["classes"][1] == "4"
+    assert "\nnote: 1 hidden file or folder left out: train/.ipynb_checkpoints\n" in text
+    (tree.root / "train" / WNIDS[1] / "more").mkdir()
+    for path in (f"{WNIDS[0]}/photo", f"{WNIDS[1]}/more/a.jpg", f"{WNIDS[1]}/more/b.heic", "c.jpg", f"{WNIDS[2]}/d.heic"):
+        (tree.root / "train" / path).write_bytes(image)
+    assert tree.wrong(**where) == ([
+        "train/c.jpg: is left out, lying beside the class folders and not in one",
+        f"train/{WNIDS[0]}/photo: is left out, its name has no image's ending, such as .jpg or .png",
+        f"train/{WNIDS[1]}/more/: 2 pictures left out, lying in folders within a class folder: its images lie in itself",
+        f"train/{WNIDS[2]}/d.heic: is left out, images ending with .heic are not read"], ["pictures left out"])
+    (tree.root / "link").symlink_to("train")
+    problems, wrong = tree.wrong(name="unlabeled", data_path=tree.root)
+    assert "link/: 32 pictures left out, links to folders are not followed" in problems and wrong == ["pictures left out"]
+
+
+def test_what_verify_says_of_folders_that_are_odd(tree, request, monkeypatch):
+    where = folder_of_ones_own(tree)
+    (tree.root / "train" / "a").mkdir()  # an empty class that sorts first
+    problems, _ = tree.wrong(**where)
+    assert problems == ["class 0 (a): has no training image"] and cause(tree.run(**where)[1]) == []
+    (tree.root / "train" / "a").rmdir()
+    (tree.root / "train" / WNIDS[0] / f"{WNIDS[0]}_0.JPEG").write_bytes(b"")
+    os.mkfifo(tree.root / "train" / WNIDS[0] / "pipe.jpg")
+    for name in (b"caf\xe9", b"caf\\xe9"):
+        os.mkdir(os.path.join(os.fsencode(tree.root), b"train", name))
+    problems, wrong = tree.wrong(**where)
+    assert f"train/{WNIDS[0]}/{WNIDS[0]}_0.JPEG: is an empty file (0 bytes)" in problems
+    assert f"train/{WNIDS[0]}/pipe.jpg: is a pipe and no image: repair or remove it" in problems
+    assert any(" would both be written as caf\\xe9, since the name of one is no UTF-8" in problem for problem in problems)
+    assert wrong == ["class names", "classes without a training image", "files"]
+    (tree.root / "train" / WNIDS[1]).chmod(0)
+    (tree.root / "train" / WNIDS[2]).chmod(0o744)
+    (tree.root / "train" / WNIDS[3] / f"{WNIDS[3]}_0.JPEG").chmod(0 if os.geteuid() else 0o600)
+    tree.root.chmod(0o755)
+    request.getfixturevalue("nobody")
+    monkeypatch.setattr(records, "COUNTS", Path("images"))
+    problems, _ = tree.wrong("--show", 99, name="folder", data_path="images")
+    assert f"train/{WNIDS[1]}: this folder cannot be read (Permission denied)" in problems
+    assert f"train/{WNIDS[2]}/{WNIDS[2]}_0.JPEG: is not to be read (no permission)" in problems
+    assert f"train/{WNIDS[3]}/{WNIDS[3]}_0.JPEG: is not to be read (no permission)" in problems
 
 
 def test_images_without_labels(tree):

@@ -6,7 +6,8 @@ import numpy as np
 from PIL import Image
 
 from datasets import DATASETS
-from datasets.folder import EXTENSIONS, NO_LABEL, walk
+from datasets.entries import EXTENSIONS, LeftOut, is_file, is_folder
+from datasets.folder import NO_LABEL, walk
 from datasets.imageset import FileImages, ImageSet
 from util.args import Parser
 from util.trained import Trained, load_split
@@ -51,12 +52,14 @@ def load_pictures(args, trained: Trained) -> tuple[list[Image.Image], list[str],
 def image_paths(given: str) -> list[str]:
     """The image files that a path of --images stands for: itself, or those below it by name."""
     path = Path(given)
-    if path.is_dir():
-        found = sorted(entry.path for entry in walk(path))
+    if is_folder(path):
+        left_out = LeftOut()
+        found = [str(path / name) for name in walk(path, left_out)]
+        left_out.tell()
         if not found:
             raise ValueError(f"--images {given}: no image below it (extensions {', '.join(sorted(EXTENSIONS))})")
         return found
-    if not path.is_file():
+    if not is_file(path):
         raise ValueError(f"--images {given}: no such file or folder")
     return [str(path)]
 

@@ -11,12 +11,13 @@ from datasets import build_dataset
 from datasets.decode import decode_jpeg
 from datasets.imageset import ImageSet
 from datasets.longtail import hold_out
+from datasets.presence import check_listed
 from datasets.skipping import SkipUnreadable
 from util.args import check_common
 from util.distributed import World, connect, local_device
 from util.lr import Schedule, scale_lr
 from util.precision import choose_amp, choose_attention
-from util.run import say
+from util.run import progress, say
 from util.seed import derive_seed, seed_everything
 from util.steps import Stepper, StepPlan, build_optimizer, derive_accumulation
 
@@ -91,14 +92,17 @@ def place(model: nn.Module, machine: Machine, grad_checkpointing: bool = False) 
 
 def load_images(args, split: str) -> ImageSet:
     """The data set of the flags; both stages read it through here."""
-    return build_dataset(args.dataset, split, args.data_path, args.mean, args.std, args.imb_factor,
-                         args.data_seed)
+    images = build_dataset(args.dataset, split, args.data_path, args.mean, args.std, args.imb_factor,
+                           args.data_seed)
+    check_listed(images, args.skip_bad_images if split == "train" else 0, progress)
+    return images
 
 
 def may_skip(args, images: ImageSet) -> ImageSet | SkipUnreadable:
     """Training images of which --skip_bad_images may be unreadable; an evaluation never replaces an image."""
     if args.skip_bad_images and args.dataset == "shards":
-        raise ValueError("--skip_bad_images works on images in files, not in shards: take the bad one out and pack again")
+        raise ValueError("--skip_bad_images works on images in files, not in shards: leave bad ones out where these are "
+                         "made, python -m datasets.pack --skip_bad_images N")
     return SkipUnreadable(images, args.skip_bad_images) if args.skip_bad_images and not images.in_memory else images
 
 

@@ -1,6 +1,5 @@
 """The files that define a public data set: where they are looked for, and which images and labels they name."""
 import csv
-import itertools
 import json
 import os
 import re
@@ -10,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.lists import read_list, read_text, rows, wrong_path
+from datasets.entries import is_file, is_folder
+from datasets.lists import line_of, read_list, read_text, wrong_path
 from datasets.paths import printable
 
 # Names that the publishers give these files, split by split; of two alternatives the first that is whole is taken.
@@ -46,16 +46,16 @@ def find_lists(name: str, given: Sequence[Path], source: Path) -> dict[str, Path
     test is in none of them, and for a file whose split is unclear or given twice.
     """
     chosen: dict[str, Path] = {}
-    for path in (path for path in given if not path.is_dir()):
+    for path in (path for path in given if not is_folder(path)):
         split = split_of(name, path)
         if split in chosen:
             raise ValueError(f"--lists gives {printable(chosen[split])} and {printable(path)} for the split {split}: give one")
         chosen[split] = path
-    folders = [path for path in given if path.is_dir()] + [source]
+    folders = [path for path in given if is_folder(path)] + [source]
     for names in OFFICIAL[name]:
         found = dict(chosen)
         for split, file in names.items():
-            there = next((folder / file for folder in folders if (folder / file).is_file()), None)
+            there = next((folder / file for folder in folders if is_file(folder / file)), None)
             if split not in found and there is not None:
                 found[split] = there
         if {"train", "test"} <= set(found):
@@ -67,7 +67,7 @@ def find_lists(name: str, given: Sequence[Path], source: Path) -> dict[str, Path
 
 def split_of(name: str, path: Path) -> str:
     """The split that a file's name says, in this project's words: iNaturalist evaluates on its val."""
-    if not path.is_file():
+    if not is_file(path):
         raise ValueError(f"--lists {printable(path)} is no file and no folder")
     match = SPLIT.search(path.stem)
     split = match.group(1).lower() if match else None
@@ -93,11 +93,6 @@ def tidy(name: bytes) -> bytes:
     if b"./" in name or b"//" in name:
         return b"/".join(part for part in name.split(b"/") if part not in (b"", b"."))
     return name
-
-
-def line_of(path: Path, index: int) -> str:
-    """file:line of image `index` of a list that can be read."""
-    return f"{printable(path)}:{next(itertools.islice(rows(path, lambda *_: None), index, None))[0]}"
 
 
 def read_annotations(path: Path) -> Listing:
@@ -200,9 +195,9 @@ def val_labels(given: Sequence[Path], source: Path) -> Path | None:
                              "torchvision.datasets.ImageNet does")
     if len(given) > 1:
         raise ValueError(f"--lists takes one file here, the labels of the validation images, not {len(given)}")
-    if not given or given[0].is_dir():
+    if not given or is_folder(given[0]):
         there = (folder / file for folder in (*given, source) for file in VAL_LABELS)
-        path = next((path for path in there if path.is_file()), None)
+        path = next((path for path in there if is_file(path)), None)
         if path is None and given:
             raise ValueError(f"--lists {printable(given[0])} holds neither {' nor '.join(VAL_LABELS)}")
         return path

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datasets.folder import image_files
+from datasets.entries import LeftOut
+from datasets.folder import class_images
 from datasets.paths import printable
 from datasets.preparing.classes import WNID
 from datasets.preparing.sources import Listing
@@ -18,6 +19,7 @@ MOST_BELOW = 64     # a folder of more folders than that holds classes; what is 
 MOST_FOLDERS = 10_000
 SAMPLE = 64
 PROBES = 8
+NAMED = 5           # lines that a message names
 
 
 class Reading(NamedTuple):
@@ -52,7 +54,7 @@ def folders_below(root: Path) -> dict[bytes, set[bytes]]:
     while queue:
         folder = queue.pop()
         with os.scandir(join(os.fsencode(root), folder)) as entries:
-            below = {entry.name for entry in entries if not entry.name.startswith(b".") and entry.is_dir()}
+            below = {entry.name for entry in entries if not entry.name.startswith(b".") and is_there(entry.is_dir)}
         tree[folder] = below
         if len(tree) > MOST_FOLDERS:
             raise ValueError(f"--source {printable(root)} holds more than {MOST_FOLDERS:,} folders: name the data set's own")
@@ -149,29 +151,49 @@ def choose(listing: Listing, places: list[int], root: Path, candidates: list[Can
 
 def check_files(listing: Listing, root: Path, paths: list[bytes]) -> None:
     """ValueError for lines that lead to no file, or to the same, by one look into every folder."""
-    by_folder = defaultdict(dict)
+    by_folder, repeated = defaultdict(dict), []
     for index, path in enumerate(paths):
         folder, _, name = path.rpartition(b"/")
         other = by_folder[folder].setdefault(name, index)
-        if listing.names[other] != listing.names[index]:
+        if other != index and listing.names[other] == listing.names[index]:
+            repeated.append((index, other))
+        elif other != index:
             raise ValueError(f"{listing.where(index)}: {printable(listing.names[index])} and {printable(listing.names[other])} "
                              f"({listing.where(other)}) would both be {printable(path)} below {printable(root)}: the folders "
                              "of the tree do not tell them apart")
+    if repeated:
+        lines = [f"{listing.where(index)}: {printable(listing.names[index])} is listed already ({listing.where(other)})"
+                 for index, other in repeated[:NAMED]]
+        raise ValueError(f"{several(lines, len(repeated))}: {len(repeated):,} of {len(paths):,} lines name an image again: "
+                         "take the list as it was published, or leave them out")
     missing = []
     for folder, wanted in progress(by_folder.items(), len(by_folder), f"folders of {listing.path.name}"):
         try:
             with os.scandir(join(os.fsencode(root), folder)) as entries:
                 for entry in entries:
-                    if entry.name in wanted and entry.is_file():
+                    if entry.name in wanted and is_there(entry.is_file):
                         del wanted[entry.name]
         except (FileNotFoundError, NotADirectoryError):
             pass  # all of its images are missing
         missing += wanted.values()
     if missing:
-        first = min(missing)
-        raise ValueError(f"{listing.where(first)}: no file {printable(paths[first])} below {printable(root)} (from "
-                         f"{printable(listing.names[first])}); {len(missing):,} of {len(paths):,} lines lead to no file: "
-                         "unpack the images again, or take the list that fits")
+        lines = [f"{listing.where(i)}: no file {printable(paths[i])}"
+                 + f" (from {printable(listing.names[i])})" * (listing.names[i] != paths[i]) for i in sorted(missing)[:NAMED]]
+        raise ValueError(f"{several(lines, len(missing))}: {len(missing):,} of {len(paths):,} lines lead to no file below "
+                         f"{printable(root)}: unpack the images again, or take the list that fits")
+
+
+def is_there(question: Callable[[], bool]) -> bool:
+    """The answer of an entry's is_file or is_dir, which raise for a link that leads in a circle."""
+    try:
+        return question()
+    except OSError:
+        return False
+
+
+def several(words: list[str], number: int) -> str:
+    """The first few of `number` things, and dots for the rest."""
+    return "; ".join(words) + "; ..." * (number > len(words))
 
 
 def class_tree(root: Path, tree: dict[bytes, set[bytes]], split: str) -> bytes | None:
@@ -182,7 +204,7 @@ def class_tree(root: Path, tree: dict[bytes, set[bytes]], split: str) -> bytes |
     there = {}
     for folder, below in sorted(tree.items(), key=lambda item: (item[0].count(b"/"), item[0])):
         first = min(filter(WNID.fullmatch, below), default=None) if base(folder) == split.encode() else None
-        if first is not None and any(image_files(root / os.fsdecode(join(folder, first)))):
+        if first is not None and class_images(root, os.fsdecode(join(folder, first)), LeftOut()):
             there.setdefault(os.path.realpath(join(os.fsencode(root), folder)), folder)
     if len(there) > 1:
         several = ", ".join(map(printable, there.values()))
@@ -206,12 +228,12 @@ def read_class_tree(root: Path, folder: bytes, below: set[bytes],
         wrong = sorted(set(names) ^ set(wnids))[0]
         raise ValueError(f"{where} {'has' if wrong in below else 'lacks'} the class {printable(wrong)}, unlike train: unpack "
                          "both again")
-    paths, counts = [], []
+    paths, counts, left_out = [], [], LeftOut()
     for name in progress(names, len(names), f"folders of {printable(folder)}"):
-        images = image_files(root / os.fsdecode(join(folder, name)))
-        files = sorted(os.fsencode(entry.name) for entry in images)
+        files = sorted(map(os.fsencode, class_images(root, os.fsdecode(join(folder, name)), left_out)))
         if not files:
             raise ValueError(f"{where}/{printable(name)} holds no image: unpack it again")
-        paths += [join(folder, name, file) for file in files]
+        paths += files
         counts.append(len(files))
+    left_out.tell()
     return paths, np.repeat(np.arange(len(names)), counts), names

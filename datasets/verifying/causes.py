@@ -65,9 +65,11 @@ def class_order(facts: Facts) -> str | None:
 
 
 def labels_from_one(facts: Facts) -> str | None:
-    """Class 0 empty everywhere, no other class empty in train."""
+    """Class 0 empty everywhere, no other class empty in train; where folders are the classes nobody counts."""
     found = facts.counts.get("train")
-    if found is None or len(found) < 2 or any(counts[0] for counts in facts.counts.values()) or not (found[1:] > 0).all():
+    if facts.name == "folder" or found is None or len(found) < 2:
+        return None
+    if any(counts[0] for counts in facts.counts.values()) or not (found[1:] > 0).all():
         return None
     return "the labels count from 1 (label 0 has no image, every other has some): subtract 1 from each"
 

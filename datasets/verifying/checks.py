@@ -59,6 +59,22 @@ def shared_content(train: Listing, train_keys: np.ndarray, other: Listing, other
             if other_keys[i] and same_path(os.fsencode(other.paths[i])) != same_path(os.fsencode(train.paths[j]))]
 
 
+def copies_within(train: Listing, keys: np.ndarray) -> list[str]:
+    """A note on training images whose bytes are those of an earlier one of another path, none where there are none; keys: as
+    of `shared_content`."""
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    again = np.flatnonzero((ordered[1:] == ordered[:-1]) & (ordered[1:] != 0)) + 1
+    first = order[np.searchsorted(ordered, ordered[again])]
+    pairs = [(i, j) for i, j in zip(order[again].tolist(), first.tolist(), strict=True)
+             if same_path(os.fsencode(train.paths[i])) != same_path(os.fsencode(train.paths[j]))]
+    if not pairs:
+        return []
+    i, j = min(pairs)
+    return [f"{len(pairs):,} training image{'s have' if len(pairs) > 1 else ' has'} the same bytes as another: "
+            f"{train.called(i)} those of {train.called(j)}{', ...' * (len(pairs) > 1)}"]
+
+
 def shared(keys: np.ndarray, others: np.ndarray) -> Iterator[tuple[int, int]]:
     """(position in others, first position in keys) of every key of others that keys have."""
     order = np.argsort(keys, kind="stable")

@@ -1,6 +1,5 @@
 """A data set as it lies on the disk, right or wrong. `build_dataset` stops at the first thing that is wrong; this goes on
 and keeps all of them, for `datasets.verify`."""
-import errno
 import hashlib
 import os
 from array import array
@@ -12,21 +11,27 @@ import numpy as np
 
 from datasets import DATASETS, LAYOUTS, embedded
 from datasets.cifar import CLASSES, official_files
-from datasets.folder import EXTENSIONS, NO_LABEL, class_order, list_file, listed_classes
+from datasets.entries import EXTENSIONS, Contents, LeftOut, is_file, is_folder, look, pictures_below
+from datasets.folder import BELOW, BESIDE, LINKED, NO_LABEL, class_order, list_file, listed_classes
 from datasets.lists import rows
-from datasets.paths import PathTable, printable
+from datasets.paths import PathTable, in_unicode, printable
 from datasets.prepared import FILE, read_description
 from datasets.records import RECORDS
-from datasets.verifying.listing import CLASSES_FILE, EMPTY_CLASS, LINES, UNCHANGED, Listing, Problem
+from datasets.shards import FILE as SHARDS_FILE
+from datasets.shards import ShardImages
+from datasets.shards import read_description as read_shards_description
+from datasets.verifying.listing import CLASSES_FILE, EMPTY_CLASS, LEFT_OUT, LINES, UNCHANGED, Listing, Problem
 
 SPLITS = ("train", "val", "test")
+CANNOT = "this folder cannot be read ({})"
 NO_IMAGE = f"no image in its folders (extensions {', '.join(sorted(EXTENSIONS))})"
 
 
 @dataclass
 class Inventory:
     """All splits that are there, in the order train, val, test. options: of datasets.prepare; checked: kinds of problems
-    that reading finds, beside those of files and classes; problems: what was wrong while reading."""
+    that reading finds, beside those of files and classes; problems: what was wrong while reading; left_out: what lies in
+    the folders and is not read."""
 
     name: str
     root: Path
@@ -35,6 +40,8 @@ class Inventory:
     options: dict = field(default_factory=dict)
     checked: tuple[str, ...] = ()
     problems: list[Problem] = field(default_factory=list)
+    left_out: LeftOut = field(default_factory=LeftOut)
+    shards: ShardImages | None = None
 
     @property
     def has_lists(self) -> bool:
@@ -44,7 +51,7 @@ class Inventory:
     @property
     def has_files(self) -> bool:
         """Whether each image is a file."""
-        return READERS[self.name] is not read_arrays
+        return READERS[self.name] not in (read_arrays, read_shards)
 
     def report(self, kind: str, place, words: str) -> None:
         """Keep a problem."""
@@ -53,17 +60,22 @@ class Inventory:
 
 def take_inventory(name: str, data_path: str | None) -> Inventory:
     """Read data set `name` of DATASETS. ValueError where there is nothing of it at data_path to be looked at."""
-    if name == "shards":
-        raise ValueError("shards are checked as they are read (keys, numbers, sizes): verify the data set that they were "
-                         "packed from")
     if name not in READERS:
         raise ValueError(f"unknown data set {name!r}; known: {', '.join(READERS)}")
     if (data_path is None) != (name == "embedded"):
         raise ValueError("embedded ships with the project: leave out --data_path" if data_path is not None else
                          f"{name} needs --data_path DIR: {LAYOUTS.get(name, 'where its files are')}")
-    if data_path is not None and not Path(data_path).is_dir():
+    if data_path == "":
+        raise ValueError("--data_path is empty (an unset variable?): name a folder")
+    if name == "shards":
+        return read_shards(name, str(data_path))
+    if data_path is not None and not is_folder(data_path):
         raise ValueError(f"--data_path {printable(data_path)} is no folder")
-    return READERS[name](name, Path(data_path or embedded.FILE.parent))
+    found = READERS[name](name, Path(data_path or embedded.FILE.parent))
+    for path, number, why in found.left_out.pictures:
+        what = "is left out" if number == 1 and not path.endswith("/") else f"{number:,} picture{'s' * (number != 1)} left out"
+        found.report(LEFT_OUT, path, f"{what}, {why}")
+    return found
 
 
 def read_lines(found: Inventory, split: str, path: Path, num_classes: int | None) -> None:
@@ -85,7 +97,7 @@ def read_lines(found: Inventory, split: str, path: Path, num_classes: int | None
 
 def read_prepared(name: str, folder: Path) -> Inventory:
     """A folder of datasets.prepare."""
-    if not (folder / FILE).is_file():
+    if not is_file(folder / FILE):
         raise ValueError(f"--data_path {printable(folder)} is no prepared folder (it has no {FILE}): "
                          f"python -m datasets.prepare {name} --source DIR --out OUT makes one")
     description = read_description(folder)
@@ -93,14 +105,14 @@ def read_prepared(name: str, folder: Path) -> Inventory:
         raise ValueError(f"{printable(folder)} holds the data set {description['name']}, not {name}")
     found = Inventory(name, Path(description["root"]), description["class_names"], options=description["options"],
                       checked=(LINES, UNCHANGED))
-    if not found.root.is_dir():
+    if not is_folder(found.root):
         found.report("files", found.root, f"no such folder of images: set \"root\" in {printable(folder / FILE)} to where "
                      "they are now")
     for split in (split for split in SPLITS if split in description["splits"]):
         entry = description["splits"][split]
         path = folder / entry["file"]
         read_lines(found, split, path, len(found.class_names))
-        data = path.read_bytes() if path.is_file() else b""
+        data = path.read_bytes() if is_file(path) else b""
         if data and hashlib.sha256(data).hexdigest() != entry["sha256"]:
             unix = hashlib.sha256(data.replace(b"\r\n", b"\n")).hexdigest() == entry["sha256"]
             now, then = len(found.splits[split]), entry["images"]
@@ -114,7 +126,7 @@ def read_prepared(name: str, folder: Path) -> Inventory:
 def read_lists(name: str, root: Path) -> Inventory:
     """DIR/<split>.txt or DIR/<split>.csv of one's own."""
     found = Inventory(name, root, checked=(LINES,))
-    there = [split for split in SPLITS if any((root / f"{split}{ending}").is_file() for ending in (".txt", ".csv"))]
+    there = [split for split in SPLITS if any(is_file(root / f"{split}{ending}") for ending in (".txt", ".csv"))]
     if not there:
         raise ValueError(f"no list in {printable(root)}: {LAYOUTS['list']}")
     classes_of(found)
@@ -146,7 +158,7 @@ def number_classes(found: Inventory, first: Listing) -> None:
 
 def classes_of(found: Inventory) -> None:
     """Keep the names of classes.txt in `found`, none where it is not there or cannot be used."""
-    if (found.root / CLASSES_FILE).is_file():
+    if is_file(found.root / CLASSES_FILE):
         found.checked = (*found.checked, CLASSES_FILE)
         try:
             found.class_names = listed_classes(found.root)
@@ -156,22 +168,32 @@ def classes_of(found: Inventory) -> None:
 
 def read_folder(name: str, root: Path) -> Inventory:
     """A tree DIR/<split>/<class>/<image>."""
-    found = Inventory(name, root)
-    there = [split for split in SPLITS if (root / split).is_dir()]
+    found = Inventory(name, root, checked=(LEFT_OUT,))
+    there = [split for split in SPLITS if is_folder(root / split)]
     if not there:
         raise ValueError(f"no folder train/, val/ or test/ in {printable(root)}: {LAYOUTS['folder']}")
-    folders = {split: sorted(entries_of(found, split, report_links=True)[1]) for split in there}
     classes_of(found)
-    found.class_names = found.class_names or class_order(folders[there[0]])
-    label_of = {name: label for label, name in enumerate(found.class_names)}
+    listed, folders = found.class_names, {}
+    for split in there:
+        top = contents(found, split, of_classes=True, known=listed)
+        found.left_out.keep(split, top, BESIDE)
+        folders[split] = top.folders
+    names = listed or class_order(folders[there[0]])
+    try:
+        found.class_names = in_unicode(names, printable(root))
+    except ValueError as error:
+        found.report("class names", root, str(error))
+        found.checked += ("class names",)
+        found.class_names = [*map(printable, names)]
+    label_of = {name: label for label, name in enumerate(names)}
     for split in there:
         paths, labels = [], []
         for folder in folders[split]:
             if folder not in label_of:
                 found.report(EMPTY_CLASS, f"{split}/{folder}", "is a class that the training images do not have")
                 continue
-            files = sorted(entries_of(found, f"{split}/{folder}")[0])
-            paths += [f"{split}/{folder}/{file}" for file in files]
+            files = class_images(found, f"{split}/{folder}")
+            paths += files
             labels += [label_of[folder]] * len(files)
         if not paths:
             found.report("files", f"{split}/", NO_IMAGE)
@@ -179,44 +201,49 @@ def read_folder(name: str, root: Path) -> Inventory:
     return found
 
 
-def entries_of(found: Inventory, folder: str, report_links: bool = False) -> tuple[list[str], list[str]]:
-    """Names of the images and of the folders in a folder below the root. Images that are links to nothing are reported,
-    with report_links all such links."""
-    images, folders = [], []
-    try:
-        with os.scandir(found.root / folder) as entries:
-            for entry in entries:
-                image = os.path.splitext(entry.name)[1].lower() in EXTENSIONS
-                wrong = link_fault(entry) if entry.is_symlink() else None
-                if wrong and (image or report_links):
-                    found.report("links", os.path.join(folder, entry.name), f"is {wrong}: repair or remove it")
-                elif not wrong and entry.is_dir():
-                    folders.append(entry.name)
-                elif not wrong and image:
-                    images.append(entry.name)
-    except OSError as error:
-        found.report("files", folder or ".", f"this folder cannot be read ({error.strerror})")
-    return images, folders
+def class_images(found: Inventory, folder: str) -> list[str]:
+    """Paths of the images in one class folder, relative to the root."""
+    inside = contents(found, folder)
+    found.left_out.keep(folder, inside)
+    for name in inside.folders:
+        keep_folder(found, f"{folder}/{name}", BELOW)
+    return [f"{folder}/{name}" for name in inside.images]
 
 
-def link_fault(entry: os.DirEntry) -> str | None:
-    """What is wrong with a link, in words; None for nothing."""
+def keep_folder(found: Inventory, folder: str, why: str) -> None:
+    """Count the pictures of a folder that is left out."""
     try:
-        entry.stat()
+        found.left_out.keep_folder(f"{folder}/", pictures_below(found.root / folder), why)
     except OSError as error:
-        how = {errno.ENOENT: "leads nowhere", errno.ELOOP: "leads in a circle"}.get(error.errno, f"fails ({error.strerror})")
-        return f"a link that {how}, to {printable(os.readlink(entry.path))}"
-    return None
+        found.report("files", os.path.relpath(error.filename or folder, found.root), CANNOT.format(error.strerror))
+
+
+def contents(found: Inventory, folder: str, **options) -> Contents:
+    """`look` of a folder below the root; what is wrong with it is reported."""
+    try:
+        inside = look(found.root / folder, **options)
+    except OSError as error:
+        found.report("files", folder or ".", CANNOT.format(error.strerror))
+        return Contents([], [], [], [], [])
+    for name, fault in inside.faults:
+        found.report("links" if fault.startswith("a link") else "files", os.path.join(folder, name), f"is {fault}: repair or "
+                     "remove it")
+    return inside
 
 
 def read_unlabeled(name: str, root: Path) -> Inventory:
     """Every image below DIR; links to folders are not followed, as in training."""
-    found, paths, below = Inventory(name, root, [NO_LABEL]), [], [""]
+    found, paths, below = Inventory(name, root, [NO_LABEL], checked=(LEFT_OUT,)), [], [""]
     while below:
         folder = below.pop()
-        images, folders = entries_of(found, folder)
-        paths += [os.path.join(folder, image) for image in images]
-        below += [path for path in (os.path.join(folder, sub) for sub in folders) if not os.path.islink(root / path)]
+        inside = contents(found, folder)
+        found.left_out.keep(folder, inside)
+        paths += [os.path.join(folder, image) for image in inside.images]
+        for path in (os.path.join(folder, sub) for sub in inside.folders):
+            if os.path.islink(root / path):
+                keep_folder(found, path, LINKED)
+            else:
+                below.append(path)
     if not paths:
         found.report("files", ".", NO_IMAGE)
     found.splits["train"] = Listing("train", root, ".", PathTable(sorted(paths)), np.zeros(len(paths), dtype=np.int64))
@@ -228,7 +255,7 @@ def read_arrays(name: str, root: Path) -> Inventory:
     found = Inventory(name, root)
     for path, md5 in official_files(name).items():
         how = f"python -m datasets.prepare {name} --out DIR downloads it"
-        if not (root / path).is_file():
+        if not is_file(root / path):
             found.report("files", path, f"no such file: {how}")
         elif hashlib.md5((root / path).read_bytes()).hexdigest() != md5:
             found.report("files", path, f"is damaged, its MD5 is not {md5}: remove it, {how} again")
@@ -245,8 +272,18 @@ def read_arrays(name: str, root: Path) -> Inventory:
     return found
 
 
+def read_shards(name: str, place: str) -> Inventory:
+    """Tar shards, of which shards.json says how many images of each class they hold."""
+    description = read_shards_description(place)
+    images = ShardImages(place, description)
+    found = Inventory(name, Path(place), images.class_names, shards=images)
+    labels = np.repeat(np.arange(len(images.class_names)), images.class_counts)
+    found.splits[description["split"]] = Listing(description["split"], found.root, SHARDS_FILE, None, labels)
+    return found
+
+
 READERS: dict[str, Callable[[str, Path], Inventory]] = {
     "embedded": read_arrays, "cifar10_lt": read_arrays, "cifar100_lt": read_arrays,
     **dict.fromkeys(("imagenet_lt", "imagenet_bal", "imagenet_1k", "inat18", "places_lt"), read_prepared),
-    "folder": read_folder, "list": read_lists, "unlabeled": read_unlabeled,
+    "folder": read_folder, "list": read_lists, "unlabeled": read_unlabeled, "shards": read_shards,
 }

@@ -10,6 +10,7 @@ import numpy as np
 from datasets.paths import PathTable, printable
 
 LINES, UNCHANGED, CLASSES_FILE = "lines of the lists", "lists unchanged", "classes.txt"
+LEFT_OUT = "pictures left out"
 EMPTY_CLASS = "classes without a training image"
 
 
