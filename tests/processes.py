@@ -87,10 +87,11 @@ class Processes:
     def workers(self, rank=0):
         """Process ids of the image workers of a process: its children, but for Python's resource tracker."""
         found = []
-        for task in Path(f"/proc/{self.running[rank].pid}/task").iterdir():
-            for pid in (task / "children").read_text().split():
-                if "resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_text():
-                    found.append(int(pid))
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                if parent == self.running[rank].pid and "resource_tracker" not in (folder / "cmdline").read_text():
+                    found.append(int(folder.name))
         return found
 
     def end(self, seconds=60):

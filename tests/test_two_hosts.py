@@ -55,11 +55,11 @@ def test_two_hosts_compute_what_one_does(hosts, data_flags, tmp_path, stage):
     for name in hosts:
         # These hosts have no names that lead to their addresses, so torchrun and gloo are told what they else look up.
         environment = {**own, "GLOO_SOCKET_IFNAME": f"livt-v{name[-1]}"}
-        jobs.append(subprocess.Popen(
-            ["ip", "netns", "exec", name, *run, "--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_id",
-             stage, "--rdzv_endpoint", f"{HOSTS['livt-a']}:29400", "--rdzv_conf", f"is_host={name == 'livt-a'}", "--local_addr", HOSTS[name], *script, "--batch_size", "8",
-             "--output_dir", str(tmp_path / "two")], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True))
+        torchrun = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_id", stage, "--rdzv_endpoint",
+                    f"{HOSTS['livt-a']}:29400", "--rdzv_conf", f"is_host={name == 'livt-a'}", "--local_addr", HOSTS[name]]
+        command = [*run, *torchrun, *script, "--batch_size", "8", "--output_dir", str(tmp_path / "two")]
+        jobs.append(subprocess.Popen(["ip", "netns", "exec", name, *command], env=environment, stdout=subprocess.PIPE,
+                                     stderr=subprocess.STDOUT, text=True))
     output = [job.communicate(timeout=120)[0] for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0], "\n".join(output)
     subprocess.run([sys.executable, *script, "--batch_size", "8", "--accum_iter", "2", "--output_dir", str(tmp_path / "one")],
