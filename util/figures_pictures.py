@@ -95,6 +95,7 @@ def save_print(figure: Figure, path, tight: bool = True) -> list[Path]:
         with mpl.rc_context({"pdf.fonttype": 42}):
             for target in paths:
                 figure.savefig(target, dpi=PRINT_DPI, bbox_inches="tight" if tight else None)
+                figure.set_layout_engine("none")  # laid out once is enough, and takes most of the time
     except OSError as error:
         raise ValueError(f"cannot write {path} ({error.strerror}): give another --out") from None
     return paths

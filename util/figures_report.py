@@ -161,10 +161,10 @@ def finish(figure: Figure, axis) -> Figure:
     return figure
 
 
-def fit(figure: Figure, width: float = TEXT) -> Figure:
+def fit(figure: Figure, width: float = TEXT, square: bool = False) -> Figure:
     """A figure made for a screen, for print: at most `width` inches wide, its text MIN_FONT to MAX_FONT points high.
 
-    It is laid out again, not shrunk.
+    It is laid out again, not shrunk. square: what it shows keeps its ratio of height to width.
     """
     old, height = figure.get_size_inches()
     scale = min(1.0, width / old)
@@ -176,7 +176,7 @@ def fit(figure: Figure, width: float = TEXT) -> Figure:
     for text in figure.findobj(Text):
         text.set_fontsize(print_font(text.get_fontsize() * scale))
     # Text that does not shrink along needs some of the height back.
-    figure.set_size_inches(old * scale, height * math.sqrt(scale))
+    figure.set_size_inches(old * scale, height * (scale if square else math.sqrt(scale)))
     for legend in list(figure.legends):
         narrow(figure, legend, old * scale, loc="outside lower center")
     for axis in figure.axes:

@@ -18,6 +18,7 @@ from util.report_classes import (
     frequency_section,
     reliability_section,
 )
+from util.report_curves import curves_section, sweeps_section
 from util.report_groups import Group, group_runs, same_images
 from util.report_page import Page, escape, paragraph
 from util.report_pictures import reconstruction_section, wrong_section
@@ -25,11 +26,9 @@ from util.report_runs import read_runs
 from util.report_sections import (
     answer,
     comparison_section,
-    curves_section,
     metrics_section,
     runs_section,
     settings_section,
-    sweeps_section,
 )
 from util.report_sweeps import comparisons
 from util.run import git_revision, say

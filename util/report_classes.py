@@ -13,7 +13,7 @@ from util.report_groups import Group
 from util.report_page import Page, Shaded, columns, details, paragraph, table
 
 DETAILED = 8  # settings of which every class, pair and picture is shown
-BARS = 20  # classes beside one another in bars of several settings
+BARS = 12  # classes beside one another in bars of several settings
 CONFUSIONS = 10
 LOWEST = 10
 SIDE_BY_SIDE = 4  # reliability diagrams in a row
@@ -128,7 +128,7 @@ def confusion_section(page: Page, part: list[Group], mark: str) -> str:
         if rows and 1 < len(names) <= MATRIX_MAX_CLASSES:
             matrix = sum(confusion_matrix(run.predictions.logits.argmax(axis=1), run.predictions.labels, len(names))
                          for run in group.scored)
-            figure = fit(figures.draw_confusion(matrix, names, counts))
+            figure = fit(figures.draw_confusion(matrix, names, counts), square=True)
             made += page.figure(f"confusion{mark}_{place}", figure, f"Confusion matrix of {group.name} in percent of the true "
                                 "class", f"{group.label}: confusion matrix, largest class first.")
         body += made if len(groups) == 1 else details(group.label, made, place == 0)
