@@ -16,7 +16,7 @@ from util import report
 from util.args import run_command
 from util.metrics import column_text
 
-VOID = {"meta", "img", "br"}
+VOID = {"meta", "img", "br", "wbr"}
 
 
 class Read(HTMLParser):
@@ -28,7 +28,7 @@ class Read(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.open, self.links, self.alts, self.ids, self.texts, self.tags = [], [], [], [], [], set()
-        self.tables, self.section, self.cell = {}, "", None
+        self.tables, self.section, self.cell, self.may_break = {}, "", None, False
         self.feed(text)
         self.close()
         assert self.open == [], self.open
@@ -36,6 +36,7 @@ class Read(HTMLParser):
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
         self.tags.add(tag)
+        self.may_break = tag == "wbr"
         self.links += [attrs[name] for name in ("href", "src", "action", "data", "poster", "srcset") if name in attrs]
         self.alts += [attrs.get("alt", "")] * (tag == "img")
         if "id" in attrs:
@@ -58,6 +59,9 @@ class Read(HTMLParser):
         self.texts += [data] * (self.open[-1:] != ["style"])
         if self.cell is not None and data.strip():
             self.cell.append(data.strip())
+            if self.may_break:
+                self.cell[-2:] = ["".join(self.cell[-2:])]
+        self.may_break = False
 
 
 @pytest.fixture(autouse=True)
@@ -229,7 +233,7 @@ def test_an_encoder_that_is_gone_is_named_and_its_own_figure_stands_in(tmp_path)
     run = made_run(tmp_path / "bft", finetune=str(encoder / "last.pth"))
     other = made_run(tmp_path / "other", finetune="elsewhere/last.pth")
     said = words(write(tmp_path, run, other)[1])
-    assert "No reconstruction: elsewhere/last.pth (the encoder of other) is not there." in said
+    assert "No reconstruction: elsewhere/last.pth, the encoder of other, is not there." in said
     assert "Not made anew (no checkpoint at" in said and "the run's own figure." in said
 
 

@@ -7,6 +7,7 @@ import base64
 import html
 import io
 import os
+import re
 from pathlib import Path
 from string import Template
 
@@ -21,6 +22,7 @@ SCREEN_DPI = 200  # of figures in the page; the files beside it have 300
 PIXELS_PER_INCH = 155  # how large a figure is shown at most: 8 points are the size of the text around it
 JPEG_FROM = 300_000  # bytes of a PNG above which a picture of pictures stands in the page as JPEG
 MAX_PIXELS = 1600
+MAX_WORD = 18  # letters in one piece of a row's name
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#1c1e21;--soft:#5d6570;--line:#d9dde2;--back:#fbfbfa;--card:#fff;--mark:#0b62a4;
@@ -50,9 +52,9 @@ tr:last-child>*{border-bottom:0}
 thead th{background:var(--shade);font-weight:600;vertical-align:bottom;white-space:normal;max-width:9rem}
 th:first-child,td:first-child,.text{text-align:left}
 tbody th{font-weight:600;position:sticky;left:0;background:var(--card);max-width:15rem;white-space:normal;min-width:6.5rem}
+tbody .long{overflow-wrap:anywhere}
 small{display:block;font-weight:400;margin-left:auto;color:var(--soft);font-size:.78rem}
-.wide td,.wide th{white-space:normal}.wide td{max-width:26rem;min-width:4rem}
-.wide td.text{min-width:9rem}
+.wide td.text{white-space:normal;min-width:7rem;max-width:26rem}
 td .verdict{white-space:normal;max-width:6rem}
 .good{color:var(--good)}.bad{color:var(--bad)}
 figure{margin:1rem 0}
@@ -135,9 +137,16 @@ def table(head: list, rows: list[list], kind: str = "", text_columns: tuple = ()
              *(cell(place, value, "th") for place, value in enumerate(head)), "</tr></thead><tbody>"]
     for row in rows:
         first, *rest = row
-        lines.append("<tr>" + f'<th scope="row">{markup(first)}</th>'
+        lines.append("<tr>" + row_name(first)
                      + "".join(cell(place, value, "td") for place, value in enumerate(rest, 1)) + "</tr>")
     return "\n".join([*lines, "</tbody></table></div>"])
+
+
+def row_name(value) -> str:
+    """The first cell of a row, which may break behind _ and /, and anywhere where that is not enough."""
+    pieces = re.split("(?<=[_/])", value) if not isinstance(value, Markup) else [value]
+    kind = ' class="long"' if max(map(len, pieces)) > MAX_WORD and not isinstance(value, Markup) else ""
+    return f'<th scope="row"{kind}>{"<wbr>".join(map(markup, pieces))}</th>'
 
 
 class Shaded(Markup):
@@ -194,8 +203,9 @@ class Page:
             small = image.convert("RGB")
             small.thumbnail([round(side * SCREEN_DPI / 300) for side in image.size], Image.Resampling.LANCZOS)
         width = figure.get_size_inches()[0]
-        # Lines and areas of few colours: a palette makes a third of the size, and the eye sees no difference.
-        few = small.quantize(256, dither=Image.Dither.NONE)
+        # Lines and areas of few colours: a palette makes a third of the size. Median cut, the usual choice, would change
+        # those that are rare, such as a thin line's; with this one no value is off by more than about 10 of 255.
+        few = small.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
         return self.place(encode(few), alt, caption, pdf, width > COLUMN + 0.1, round(width * PIXELS_PER_INCH))
 
     def save(self, name: str, figure: Figure) -> list[Path]:

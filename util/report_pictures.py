@@ -19,6 +19,7 @@ from util.report_classes import shown
 from util.report_groups import Group
 from util.report_page import Page, details, escape, paragraph
 from util.report_runs import Run, origin
+from util.report_text import clean
 
 PICTURES = 12  # a setting
 LARGEST = 160  # pixels of a picture in the page
@@ -121,7 +122,8 @@ def encoders(groups: list[Group]) -> list[tuple[str, Path | None]]:
         elif run.flags.get("finetune"):
             path = run.flags["finetune"]
             place = origin(path, run.folder, run.flags.get("output_dir"))
-            found.setdefault(place.resolve() if place else path, (f"{path} (the encoder of {run.name})", place))
+            name = "/".join(place.resolve().parts[-2:]) if place else path
+            found.setdefault(place.resolve() if place else path, (f"{clean(name)}, the encoder of {run.name}", place))
     return list(found.values())
 
 
@@ -129,13 +131,13 @@ def reconstruction_section(page: Page, groups: list[Group]) -> str:
     """What the encoders make of masked pictures: made by util.reconstruct under the same masks, else the runs' own figures."""
     known = encoders(groups)
     there = [(name, folder) for name, folder in known[:ENCODERS] if folder is not None]
-    body = "".join(paragraph(f"No reconstruction: {name} is not there.", "warn") for name, folder in known[:ENCODERS]
+    body = "".join(paragraph(f"No reconstruction: {name}, is not there.", "warn") for name, folder in known[:ENCODERS]
                    if folder is None)
     if len(known) > ENCODERS:
         body += paragraph(f"Shown are the first {ENCODERS} of {len(known)} encoders.", "note")
     if not there:
         return body
-    names = ", ".join(name for name, _ in there)
+    names = "; ".join(name for name, _ in there)
     try:
         made = draw_reconstructions([folder / "last.pth" for _, folder in there], page.folder / "reconstructions.png")
     except (ValueError, OSError, UnreadableImage) as error:

@@ -143,7 +143,8 @@ def metrics_section(parts: list[list[Group]]) -> str:
 def titled(group: Group) -> Markup:
     """A group's name, and below it the settings that differ."""
     more = group.label[len(group.name):].strip(" ()")
-    return Markup(escape(group.name) + f"<small>{escape(more)}</small>" * bool(more))
+    name = escape(group.name).replace("_", "_<wbr>").replace("/", "/<wbr>")
+    return Markup(name + f"<small>{escape(more)}</small>" * bool(more))
 
 
 def cell(group: Group, column: str) -> Markup:
