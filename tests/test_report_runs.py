@@ -60,6 +60,13 @@ def test_encoders_of_other_seeds_are_one_setting_and_others_are_not(tmp_path):
     assert len(grouped(tmp_path / "moved" / "seed0" / "bft", folders[1])) == 2
 
 
+def test_evaluations_are_told_by_what_their_checkpoints_were_trained_with(tmp_path):
+    trained = [made_run(tmp_path / name, **flags) for name, flags in {"a": {"lr": 0.1}, "b": {"lr": 0.2}}.items()]
+    again = [made_run(tmp_path / "again" / run.name, eval=True, resume=str(run / "last.pth")) for run in trained]
+    assert [group.varied for group in grouped(*again)] == [{"checkpoint lr": 0.1}, {"checkpoint lr": 0.2}]
+    assert [sweep.title for sweep in sweeps(grouped(*again))] == ["checkpoint lr"]
+
+
 def test_other_images_under_the_same_flags_are_another_setting(tmp_path):
     a, b = made_run(tmp_path / "a"), made_run(tmp_path / "b", seed=1, record={"data_hash": "other"})
     assert [group.varied for group in grouped(a, b)] == [{"data_hash": "d"}, {"data_hash": "other"}]
