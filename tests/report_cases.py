@@ -40,7 +40,7 @@ def stand_in(monkeypatch):
         paths = [path, path.with_suffix(".pdf")]
         figures[path.stem] = figure
         for target in paths:
-            Image.new("RGB", (990, 750), "white").save(target)
+            Image.new("RGB", (198, 150), "white").save(target)
         return paths
 
     monkeypatch.setattr(report_page, "save_figure", save)
