@@ -13,6 +13,11 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 
 def class_accuracies(path, accuracies: dict, class_counts, class_names, title: str) -> Path:
     """Per-class accuracy of several models, largest class first: {name: accuracies (C,) in percent}, counts (C,)."""
+    return save(draw_class_accuracies(accuracies, class_counts, class_names, title), path)
+
+
+def draw_class_accuracies(accuracies: dict, class_counts, class_names, title: str) -> Figure:
+    """The Figure of `class_accuracies`."""
     counts = np.asarray(class_counts)
     order = np.argsort(-counts, kind="stable")
     masks = groups(counts)
@@ -28,7 +33,7 @@ def class_accuracies(path, accuracies: dict, class_counts, class_names, title: s
     axis.set(title=title, ylabel="top-1 accuracy (%)", ylim=(0, 100), xlabel="class, its training images and group")
     axis.grid(axis="y", color="#cccccc", linewidth=0.6)
     figure.legend(loc="outside upper right", ncols=len(accuracies), fontsize=9, frameon=False)
-    return save(figure, path)
+    return figure
 
 
 def curves(path, series: dict, title: str, xlabel: str, ylabel: str, log_x: bool = False) -> Path:

@@ -3,6 +3,7 @@ import math
 import textwrap
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -80,16 +81,21 @@ def picture_axes(names: list[str], captions: list[str], ratio: float, title: str
     return figure, columns
 
 
-def save_print(figure: Figure, path) -> list[Path]:
-    """Write FILE.png and FILE.pdf, both at 300 dots an inch, and return the two. ValueError where that cannot be."""
+def save_print(figure: Figure, path, tight: bool = True) -> list[Path]:
+    """Write FILE.png and FILE.pdf, both at 300 dots an inch, and return the two. ValueError where that cannot be.
+
+    tight: cut off at what is drawn, else exactly the size of the figure. Fonts of the PDF are TrueType, as publishers ask.
+    """
     path = Path(path)
     if path.suffix.lower() not in (".png", ".pdf"):
         raise ValueError(f"--out takes FILE.png (a PDF is written beside it), not {path}")
     paths = [path.with_suffix(".png"), path.with_suffix(".pdf")]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for target in paths:
-            figure.savefig(target, dpi=PRINT_DPI, bbox_inches="tight")
+        with mpl.rc_context({"pdf.fonttype": 42}):
+            for target in paths:
+                figure.savefig(target, dpi=PRINT_DPI, bbox_inches="tight" if tight else None)
+                figure.set_layout_engine("none")  # laid out once is enough, and takes most of the time
     except OSError as error:
         raise ValueError(f"cannot write {path} ({error.strerror}): give another --out") from None
     return paths
