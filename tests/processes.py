@@ -85,14 +85,15 @@ class Processes:
             os.kill(self.running[rank].pid, number)
 
     def workers(self, rank=0):
-        """Process ids of the image workers of a process: its children, but for Python's resource tracker."""
-        found = []
+        """Process ids of the image workers of a process: its children, but for Python's own helpers."""
+        parents = {}
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                if parent == self.running[rank].pid and "resource_tracker" not in (folder / "cmdline").read_text():
-                    found.append(int(folder.name))
-        return found
+                if "resource_tracker" not in (folder / "cmdline").read_text():
+                    parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+        own = {pid for pid, parent in parents.items() if parent == self.running[rank].pid}
+        servers = own & set(parents.values())  # where workers are forked by a server of their own
+        return sorted((own | {pid for pid, parent in parents.items() if parent in servers}) - servers)
 
     def end(self, seconds=60):
         """Exit codes by rank, each within the time."""

@@ -1,5 +1,6 @@
 """Signals that ask a run to stop: it finishes its step, saves and leaves with a code of its own."""
 import contextlib
+import multiprocessing
 import os
 import signal
 import threading
@@ -57,8 +58,9 @@ def ignore() -> None:
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
+        # Not getppid: where workers are forked by a server, that is the server.
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        threading.Thread(target=_obey_parent, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_obey_parent, args=(multiprocessing.parent_process().pid,), daemon=True).start()
 
 
 def _obey_parent(parent: int) -> None:
