@@ -56,6 +56,9 @@ def fails(data_flags, tmp_path, monkeypatch, capsys):
     ("pretrain", ["--amp", "fp16"], "--amp fp16 on a CPU is neither fast nor scaled"),
     ("pretrain", ["--batch_size", "0"], "--batch_size must be at least 1, not 0"),
     ("pretrain", ["--epochs", "0"], "--epochs must be at least 1, not 0"),
+    ("pretrain", ["--save_steps", "0"], "--save_steps must be at least 1, not 0"),
+    ("pretrain", ["--ema", "1.5"], "--ema must lie in [0, 1], not 1.5"),
+    ("pretrain", ["--dist_timeout", "0"], "--dist_timeout is in seconds, above 0, not 0"),
     ("pretrain", ["--lr", "nan"], "--lr must be a finite number, at least 0, not nan"),
     ("pretrain", ["--min_lr", "1"], "--min_lr 1 is above the learning rate 0.001"),
     ("pretrain", ["--opt_betas", ".9", "1"], "--opt_betas must lie in [0, 1)"),
@@ -137,9 +140,9 @@ def test_an_interrupt_says_how_to_go_on(monkeypatch, capsys):
     assert stop.value.code == 130 and "the same command goes on from there" in capsys.readouterr().err
 
 
-def test_several_processes_are_refused(fails, monkeypatch):
+def test_a_launcher_whose_variables_have_gaps_is_refused(fails, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert "4 processes were started, but this version trains in one" in fails("pretrain")
+    assert "the environment of torchrun is set in part: WORLD_SIZE=4; RANK, LOCAL_RANK" in fails("pretrain")
 
 
 def test_checkpoints_that_do_not_fit(fails, encoder, finetune, tmp_path):
