@@ -13,7 +13,8 @@ import tempfile
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
-STAGES = {"pretrain": ["@recipes/embedded/pretrain.args"], "finetune": ["@recipes/embedded/finetune.args", "--eval_every", "99"]}
+STAGES = {"pretrain": ["@recipes/embedded/pretrain.args"],
+          "finetune": ["@recipes/embedded/finetune.args", "--eval_every", "99"]}
 
 
 def images_per_second(stage: str, processes: int, epochs: int, folder: Path) -> float:

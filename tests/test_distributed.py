@@ -159,6 +159,17 @@ def test_a_process_that_is_killed_ends_the_others_and_is_named(tmp_path, flags):
     assert "Traceback" not in run.output()
 
 
+def test_a_process_that_hangs_ends_the_others_in_time_and_is_named(tmp_path, flags):
+    job = ["--epochs", 5000, "--save_every", 5000, "--dist_timeout", 5]
+    run = Processes(tmp_path, [flags("pretrain", tmp_path / "run", *job)], 2)
+    run.wait_for(lambda: "epoch   1" in run.output())
+    run.kill(1, signal.SIGSTOP)
+    run.running[0].join(40)
+    run.kill(1, signal.SIGKILL)
+    assert run.end() == {0: 1, 1: -9}
+    assert "error: process 1 (" in run.output() and "of 2 died or hangs: look at its own output" in run.output()
+
+
 def test_a_process_that_does_not_come_is_named(tmp_path, flags):
     job = [flags("pretrain", tmp_path / "run", "--dist_timeout", 1)]
     run = Processes(tmp_path, job, 3, ranks=[0, 2])
