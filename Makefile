@@ -17,7 +17,7 @@ READY := $(VENV)/.installed
 READY_DEV := $(VENV)/.installed-dev
 endif
 
-.PHONY: help demo test test-large lint clean
+.PHONY: help demo test test-large test-slurm lint clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -31,6 +31,11 @@ test: $(READY_DEV)  ## the tests (TESTS="tests/test_lr.py -k cosine" for some of
 
 test-large: $(READY_DEV)  ## the tests of official-size lists: minutes, half a million small files in TMPDIR
 	$(RUN) -m pytest -m large -s $(TESTS)
+
+# The state folder's path has to be short, and the cluster stops whatever the tests say.
+test-slurm: $(READY_DEV)  ## the tests on a real SLURM of this machine, which is installed (Debian, root) and started for them
+	lab=$$(mktemp -d /tmp/slurm-XXXXXX) && export SLURM_LAB=$$lab SLURM_NODE_PREFIX=127.0.0. && tests/slurm/start.sh && \
+	trap "tests/slurm/stop.sh; rm -rf $$lab" EXIT && . $$lab/env.sh && $(RUN) -m pytest -m slurm tests/slurm $(TESTS)
 
 lint: $(READY_DEV)  ## ruff
 	$(RUN) -m ruff check .

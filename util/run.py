@@ -161,12 +161,13 @@ class RunFolder:
             return
         self.check_writable()
         self.figures.mkdir(exist_ok=True)
-        record = {"args": settings, **derived, "git": git_revision(), "versions": versions(), "continued": []}
+        record = {"args": settings, **derived, "git": git_revision(), "versions": versions(),
+                  "slurm_job": slurm_job(), "continued": []}
         if log_lines and (self.path / "args.json").exists():
             # What the run began with stays; a continuation stands behind it, and a finished run has none.
             begun = json.loads((self.path / "args.json").read_text())
-            now = {"after_epochs": log_lines, **{key: record[key] for key in ("git", "versions", "device", "processes")
-                                                 if key in record}}
+            names = ("git", "versions", "device", "processes", "slurm_job")
+            now = {"after_epochs": log_lines, **{key: record[key] for key in names if key in record}}
             begun["continued"] += [now] * (log_lines < settings["epochs"])
             record = begun
         self.write_json("args.json", record)
@@ -280,6 +281,12 @@ def git_revision() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return run.stdout.strip()
+
+
+def slurm_job() -> str | None:
+    """The SLURM job that this is, ARRAY_INDEX in an array; None outside of one."""
+    array, index = (os.environ.get(f"SLURM_ARRAY_{name}") for name in ("JOB_ID", "TASK_ID"))
+    return f"{array}_{index}" if array else os.environ.get("SLURM_JOB_ID")
 
 
 def versions() -> dict:

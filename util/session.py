@@ -113,7 +113,7 @@ class Session:
         if self._saved != (self.epoch, self.step):
             self.save()
         raise signals.Stopped(f"{signals.signal.Signals(number).name}: saved {self.run.last} after epoch {self.epoch} and "
-                              f"{self.step} steps; the same command goes on from there")
+                              f"{self.step} steps; the same command goes on from there", number)
 
     def go_back(self, error: NonFiniteError) -> None:
         """To the last checkpoint, once in a run; raises NonFiniteError with all that is known where that has been done."""

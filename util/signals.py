@@ -12,7 +12,11 @@ _received: list[int] = []
 
 
 class Stopped(Exception):
-    """The run was asked to stop, has saved and can be continued by the same command."""
+    """The run was asked to stop, has saved and can be continued by the same command; `signal` is which one asked."""
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.signal = number
 
 
 @contextlib.contextmanager

@@ -1,0 +1,197 @@
+"""Submit runs of a stage to SLURM, or run the same jobs on this machine.
+
+    python -m submit.slurm pretrain @recipes/imagenet_lt/pretrain.args --data_path DIR --output_dir runs/mgp \\
+        --nodes 2 --gpus_per_node 8 --partition gpu --time_limit 1440
+    python -m submit.slurm finetune @recipes/imagenet_lt/finetune.args --data_path DIR --finetune runs/mgp/last.pth \\
+        --output_dir runs/tau --array tau=0.5,1,1.5 --after JOB_ID --gpus_per_node 8 --partition gpu --time_limit 600
+
+One task a GPU, and main(args) is called in it. A job whose time is over, or that has to make place, saves, is queued again
+and goes on. Flags that are not SLURM's are the stage's.
+"""
+import datetime
+import os
+import re
+import shutil
+import subprocess
+import sys
+from contextlib import chdir
+from pathlib import Path
+
+import submitit
+from submitit.local.local import LocalExecutor
+from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
+
+from datasets.shards import is_url
+from submit import snapshot, sweep
+from submit.jobs import StageJob
+from util.args import PROJECT, Parser, run_command
+from util.run import say
+
+PATH_FLAGS = ("--output_dir", "--data_path", "--finetune", "--resume", "--test_prior")
+SIGNAL_SECONDS = 120  # before its time is over, a job is told to save
+RESTARTS = 10000  # each one goes on from where the last one stood
+
+
+class PassingParser(Parser):
+    """Keeps the flags that it does not know, in order, as `others`: they are the stage's."""
+
+    def parse_args(self, args=None, namespace=None):
+        self.fromfile_prefix_chars = None  # recipes belong to the stage too
+        known, others = self.parse_known_args(args, namespace)
+        known.others = others
+        return known
+
+
+def get_args_parser() -> Parser:
+    """Flags of the cluster."""
+    parser = PassingParser(__doc__.splitlines()[0])
+    parser.add_argument("stage", choices=["pretrain", "finetune"])
+    parser.add_argument("--where", default="slurm", choices=["slurm", "local"], help="local: the same jobs on this machine")
+    parser.add_argument("--side_by_side", type=int, default=1, metavar="N", help="with --where local: jobs at a time")
+    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--gpus_per_node", type=int, default=0, help="one task each; 0 trains on CPUs")
+    parser.add_argument("--tasks_per_node", type=int, help="without GPUs: processes on each node (1 by default)")
+    parser.add_argument("--partition")
+    parser.add_argument("--account")
+    parser.add_argument("--qos")
+    parser.add_argument("--constraint")
+    parser.add_argument("--mem", help="memory of a node, such as 100G")
+    parser.add_argument("--time_limit", type=int, default=1440, metavar="MINUTES", help="after which a job is queued again")
+    parser.add_argument("--array", nargs="+", default=[], metavar="NAME=V1,V2", help="one job for each combination of values, "
+                        "each with an output folder of its own below --output_dir")
+    parser.add_argument("--parallel", type=int, default=256, metavar="N", help="jobs of an array that run at once")
+    parser.add_argument("--after", nargs="+", default=[], metavar="JOB_ID", help="wait until these have ended well")
+    parser.add_argument("--wait", action="store_true", help="stay until the jobs have ended, and tell how")
+    parser.add_argument("--dry_run", action="store_true", help="print what would be submitted, and do nothing")
+    return parser
+
+
+def absolute(argv: list[str]) -> list[str]:
+    """The stage's flags with paths that do not depend on the current folder; recipes within the project stay relative."""
+    found = []
+    for i, word in enumerate(argv):
+        if i and argv[i - 1] in PATH_FLAGS and not is_url(word) and word not in ("uniform", "none"):
+            word = os.path.abspath(word)
+        elif word.startswith("@"):
+            path = Path(word[1:]).resolve()
+            word = f"@{path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path}"
+        found.append(word)
+    return found
+
+
+def build_jobs(args) -> list[tuple[StageJob, Path]]:
+    """One (job, output folder) for each point of the sweep. ValueError where two of them would share a folder."""
+    argv = absolute(args.others)
+    if "--output_dir" not in argv:
+        raise ValueError("--output_dir is missing: the runs and what the cluster says about them go there")
+    out = Path(argv[argv.index("--output_dir") + 1])
+    jobs = []
+    for point in sweep.points(args.array):
+        folder = out / sweep.folder_of(point) if point else out
+        job = StageJob(args.stage, [*argv, *sweep.flags_of(point), "--output_dir", str(folder)])
+        with chdir(PROJECT):
+            job.parse()  # a mistake is told now, not by the cluster tomorrow
+        jobs.append((job, folder))
+    return jobs
+
+
+def parameters(args, workers: int) -> dict:
+    """sbatch's settings."""
+    tasks = args.gpus_per_node or args.tasks_per_node or 1
+    extra = {"requeue": True, "open-mode": "append"}
+    if args.after:
+        extra |= {"dependency": f"afterok:{':'.join(args.after)}", "kill-on-invalid-dep": "yes"}
+    found = {"job_name": f"livt-{args.stage}", "nodes": args.nodes, "ntasks_per_node": tasks, "cpus_per_task": workers + 1,
+             "time": args.time_limit, "partition": args.partition, "account": args.account, "qos": args.qos,
+             "constraint": args.constraint, "mem": args.mem, "gpus_per_node": args.gpus_per_node or None,
+             "signal_delay_s": SIGNAL_SECONDS, "array_parallelism": args.parallel,
+             # Since 22.05 srun does not take this from sbatch.
+             "srun_args": [f"--cpus-per-task={workers + 1}", "--kill-on-bad-exit=1"], "additional_parameters": extra}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def array_limit() -> int:
+    """Most jobs that the cluster takes in one array."""
+    text = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True).stdout
+    found = re.search(r"MaxArraySize\s*=\s*(\d+)", text)
+    return int(found[1]) - 1 if found and int(found[1]) > 1 else 1000
+
+
+def submit_to_slurm(jobs: list[tuple[StageJob, Path]], folder: Path, settings: dict) -> list[submitit.Job]:
+    """Hand the jobs in, arrays where there are several, and return them."""
+    if not shutil.which("sbatch"):
+        raise ValueError("no sbatch here: submit from a node of the cluster, or use --where local")
+    code = snapshot.take(folder / "code")
+    executor = SlurmExecutor(folder=folder / "%j", max_num_timeout=RESTARTS)
+    executor.update_parameters(**settings)
+    submitted, size = [], array_limit()
+    with chdir(code):
+        for start in range(0, len(jobs), size):
+            with executor.batch():
+                submitted += [executor.submit(job) for job, _ in jobs[start:start + size]]
+    return submitted
+
+
+def run_here(jobs: list[tuple[StageJob, Path]], folder: Path, tasks: int, side_by_side: int) -> list[submitit.Job]:
+    """Run the jobs on this machine, `side_by_side` at a time; returns them, ended."""
+    code = snapshot.take(folder / "code")
+    executor = LocalExecutor(folder=folder / "%j")
+    executor.update_parameters(tasks_per_node=tasks, timeout_min=60 * 24 * 365)
+    running, done = [], []
+    with chdir(code):
+        for job, out in jobs:
+            if len(running) == side_by_side:
+                done.append(running.pop(0))
+                done[-1].wait()
+            running.append(executor.submit(job))
+            say(f"{running[-1].job_id}: {out}")
+    for job in running:
+        job.wait()
+    return done + running
+
+
+def tell(jobs: list[submitit.Job], folders: list[Path]) -> int:
+    """Wait for the jobs, print how each ended, with its error's last line; returns how many failed."""
+    failed = 0
+    for job, folder in zip(jobs, folders, strict=True):
+        error = job.exception()
+        failed += error is not None
+        words = "done" if error is None else f"FAILED: {message_of(error)} (more in {job.paths.stderr})"
+        say(f"{job.job_id}: {folder}: {words}")
+    return failed
+
+
+def message_of(error: Exception) -> str:
+    """The line that says what went wrong, out of the traceback that submitit hands on."""
+    lines = str(error).strip().splitlines()
+    named = [line.partition(": ")[2] for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
+    return (named or lines)[-1]
+
+
+def main(args) -> list[str]:
+    """Submit; returns the jobs' ids."""
+    jobs = build_jobs(args)
+    _, stage_args = jobs[0][0].parse()
+    workers = 10 if stage_args.num_workers is None else stage_args.num_workers
+    settings = parameters(args, workers)
+    root = Path(os.path.commonpath([folder for _, folder in jobs]))
+    if args.dry_run:
+        size = {"map_count": len(jobs)} if len(jobs) > 1 else {}
+        say(_make_sbatch_string(command="(submitit's task)", folder=root / "jobs" / "%j", **settings, **size))
+        for job, _ in jobs:
+            say(f"# main_{job.stage}.py {' '.join(job.argv)}")
+        return []
+    folder = root / "jobs" / f"{datetime.datetime.now():%Y%m%d-%H%M%S-%f}"
+    if args.where == "local":
+        submitted = run_here(jobs, folder, settings["ntasks_per_node"], args.side_by_side)
+    else:
+        submitted = submit_to_slurm(jobs, folder, settings)
+        for job, (_, out) in zip(submitted, jobs, strict=True):
+            say(f"{job.job_id}: {out}")
+    if (args.wait or args.where == "local") and tell(submitted, [out for _, out in jobs]):
+        sys.exit(1)
+    return [job.job_id for job in submitted]
+
+
+if __name__ == "__main__":
+    run_command(get_args_parser(), main)

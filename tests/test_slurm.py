@@ -1,0 +1,85 @@
+"""What is handed to SLURM, without one: the script, the sweep, the flags; and the same jobs on this machine."""
+import json
+from pathlib import Path
+
+import pytest
+
+from submit import slurm, snapshot, sweep
+from tests.killing import STAGES
+from util.args import PROJECT
+
+GOLDEN = Path(__file__).parent / "golden_sbatch.txt"
+
+
+def run(*words):
+    return slurm.main(slurm.get_args_parser().parse_args(list(map(str, words))))
+
+
+def test_the_script_is_that_of_the_golden_file(capsys):
+    stage = ["@recipes/embedded/finetune.args", "--output_dir", "/runs/tau", "--finetune", "/runs/mgp/last.pth",
+             "--num_workers", 7]
+    place = ["--nodes", 2, "--gpus_per_node", 8, "--partition", "gpu", "--account", "lab", "--qos", "high", "--constraint",
+             "h100", "--mem", "400G", "--time_limit", 600, "--parallel", 2]
+    run("finetune", *stage, *place, "--array", "tau=0.5,1,1.5", "--after", "17", "18", "--dry_run")
+    assert capsys.readouterr().out == GOLDEN.read_text()
+
+
+def test_points_of_a_sweep():
+    assert sweep.points([]) == [{}]
+    assert sweep.points(["tau=.5,1", "loss=ce,bce"]) == [
+        {"tau": ".5", "loss": "ce"}, {"tau": ".5", "loss": "bce"}, {"tau": "1", "loss": "ce"}, {"tau": "1", "loss": "bce"}]
+    assert sweep.flags_of({"loss_args": "lam=2 class_weights=None"}) == ["--loss_args", "lam=2", "class_weights=None"]
+    assert sweep.folder_of({"tau": ".5", "finetune": "runs/a/last.pth"}) == "tau_.5-finetune_runs_a_last.pth"
+
+
+@pytest.mark.parametrize(("word", "message"), [
+    ("tau", "takes NAME=V1,V2, such as tau=0.5,1,1.5, not 'tau'"), ("tau=", "takes NAME=V1,V2"),
+    ("output_dir=a,b", "every job has an --output_dir of its own")])
+def test_a_sweep_that_is_none(word, message):
+    with pytest.raises(ValueError, match=message):
+        sweep.points([word])
+
+
+def test_a_mistake_in_the_stages_flags_is_told_at_submission(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run("finetune", "@recipes/embedded/finetune.args", "--output_dir", tmp_path, "--array", "taau=1,2", "--dry_run")
+    assert stop.value.code == 2 and "--taau" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="--output_dir is missing"):
+        run("finetune", "@recipes/embedded/finetune.args", "--dry_run")
+
+
+def test_without_sbatch_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match="no sbatch here: submit from a node of the cluster, or use --where local"):
+        run("pretrain", "@recipes/embedded/pretrain.args", "--output_dir", tmp_path / "out")
+
+
+def test_paths_do_not_depend_on_the_folder():
+    found = slurm.absolute(["@recipes/embedded/finetune.args", "--output_dir", "runs/a", "--data_path", "pipe:cat x/{file}",
+                            "--test_prior", "uniform", "--finetune", "b.pth", "--tau", "1"])
+    here = str(Path.cwd())
+    assert found == ["@recipes/embedded/finetune.args", "--output_dir", f"{here}/runs/a", "--data_path", "pipe:cat x/{file}",
+                     "--test_prior", "uniform", "--finetune", f"{here}/b.pth", "--tau", "1"]
+
+
+def test_the_snapshot_has_the_code_and_no_data(tmp_path):
+    code = snapshot.take(tmp_path / "code")
+    for name in ("main_pretrain.py", "util/args.py", "recipes/embedded/pretrain.args", "datasets/embedded/__init__.py"):
+        assert (code / name).read_bytes() == (PROJECT / name).read_bytes()
+    assert not (code / ".git").exists() and not (code / "runs").exists()
+
+
+def test_the_same_jobs_on_this_machine(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    few = [*STAGES["pretrain"], "--epochs", 1, "--warmup_epochs", 0, "--batch_size", 512]
+    run("pretrain", *few, "--output_dir", tmp_path, "--array", "mask_ratio=.5,.75", "--where", "local", "--side_by_side", 2,
+        "--tasks_per_node", 2)
+    text = capsys.readouterr().out
+    assert text.count(": done") == 2
+    for ratio in (".5", ".75"):
+        record = json.loads((tmp_path / f"mask_ratio_{ratio}" / "args.json").read_text())
+        assert record["args"]["mask_ratio"] == float(ratio) and record["processes"] == 2
+    with pytest.raises(SystemExit):
+        run("pretrain", *few, "--output_dir", tmp_path / "bad", "--dataset", "folder", "--data_path", "/nowhere", "--where",
+            "local")
+    assert "FAILED: --dataset folder needs the channel statistics of your images" in capsys.readouterr().out
