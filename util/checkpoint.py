@@ -59,13 +59,11 @@ def previous_of(path: Path) -> Path:
 
 
 def replace_file(path: Path, write) -> None:
-    """Call write(binary file) on a file beside `path`, flush it to disk, then rename it over `path`. SaveError if not."""
+    """Call write(binary file) on a file beside `path`, flush it to disk, then rename it over `path`."""
     beside = path.with_name(f".{path.name}.part")
     try:
         write_whole(beside, write)
         os.replace(beside, path)
-    except OSError as error:
-        raise SaveError(path, error) from None
     finally:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)

@@ -10,22 +10,19 @@
 """
 import json
 import os
-import platform
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
-import torchvision
 from tqdm import tqdm
 
 from datasets.skipping import SkipUnreadable
 from util.checkpoint import DamagedCheckpoint, SaveError, load_checkpoint, previous_of, replace_file
 from util.distributed import world
+from util.provenance import git_revision, slurm_job, versions
 
 RUN_FILES = ("args.json", "log.jsonl", "last.pth", "previous.pth", "metrics.json", "predictions.npz")
 # Flags that say where and how a run works, not what it computes: they may change when it is continued.
@@ -55,6 +52,14 @@ def settings_difference(now: dict, then: dict) -> list[str]:
 def same_file(one: str | None, other: str | None) -> bool:
     """Whether two paths name one file, however they are written."""
     return None not in (one, other) and Path(one).resolve() == Path(other).resolve()
+
+
+def write_file(path: Path, write) -> None:
+    """`replace_file`, with a SaveError where the disk is full or refuses."""
+    try:
+        replace_file(path, write)
+    except OSError as error:
+        raise SaveError(path, error) from None
 
 
 class RunFolder:
@@ -180,7 +185,7 @@ class RunFolder:
         self.close()
         log, self._first_epoch = self.path / "log.jsonl", lines
         kept = log.read_text().splitlines(keepends=True)[:lines] if log.exists() else []
-        replace_file(log, lambda file: file.write("".join(kept).encode()))
+        write_file(log, lambda file: file.write("".join(kept).encode()))
 
     @property
     def tensorboard(self):
@@ -232,7 +237,7 @@ class RunFolder:
         if new and world().first:
             what = "image, replaced" if len(new) == 1 else "images, each replaced"
             say("\n  ".join([f"{len(new)} unreadable training {what} by the next of its class (listed in {path}):", *new]))
-            replace_file(path, lambda file: file.write("".join(f"{line}\n" for line in told + new).encode()))
+            write_file(path, lambda file: file.write("".join(f"{line}\n" for line in told + new).encode()))
         return {"bad_images": len(found)}
 
     def records(self) -> list[dict]:
@@ -243,12 +248,12 @@ class RunFolder:
         """Write one JSON file, beside and renamed."""
         text = json.dumps(value, indent=1, allow_nan=False)
         if world().first:
-            replace_file(self.path / name, lambda file: file.write(text.encode()))
+            write_file(self.path / name, lambda file: file.write(text.encode()))
 
     def write_predictions(self, logits: torch.Tensor, labels: torch.Tensor, ids: np.ndarray) -> None:
         """predictions.npz: logits (N, C) float32, labels (N,), ids (N,)."""
         if world().first:
-            replace_file(self.path / "predictions.npz", lambda file: np.savez_compressed(
+            write_file(self.path / "predictions.npz", lambda file: np.savez_compressed(
                 file, logits=logits.float().numpy(), labels=labels.numpy(), ids=ids))
 
     def close(self) -> None:
@@ -271,25 +276,3 @@ def log_line(record: dict) -> str:
         line += "  | " + "  ".join(f"{key} {number(record['eval'][key], '.1f')}" for key in
                                    ("overall", "many", "medium", "few"))
     return line
-
-
-def git_revision() -> str | None:
-    """Commit of the code that runs, with "-dirty" where tracked files differ; None outside a git checkout."""
-    try:
-        run = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], capture_output=True,
-                             text=True, check=True, cwd=Path(__file__).parent)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return run.stdout.strip()
-
-
-def slurm_job() -> str | None:
-    """The SLURM job that this is, ARRAY_INDEX in an array; None outside of one."""
-    array, index = (os.environ.get(f"SLURM_ARRAY_{name}") for name in ("JOB_ID", "TASK_ID"))
-    return f"{array}_{index}" if array else os.environ.get("SLURM_JOB_ID")
-
-
-def versions() -> dict:
-    """Versions of what the numbers depend on."""
-    return {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
-            "timm": timm.__version__, "numpy": np.__version__, "threads": torch.get_num_threads()}
