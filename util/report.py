@@ -12,6 +12,7 @@ from datetime import date
 from pathlib import Path
 
 from util.args import Parser, run_command
+from util.provenance import git_revision
 from util.report_classes import (
     accuracy_section,
     confusion_section,
@@ -31,7 +32,7 @@ from util.report_sections import (
     settings_section,
 )
 from util.report_sweeps import comparisons
-from util.run import git_revision, say
+from util.run import say
 
 LIMIT = 5_000_000  # bytes; a page above it is told
 
