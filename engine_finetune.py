@@ -76,4 +76,4 @@ def evaluate(model: nn.Module, loader, normalize, device: torch.device, amp: tor
             labels.append(batch[1])
         if between:
             between()
-    return world.collect(torch.cat(logits), total), world.collect(torch.cat(labels), total)
+    return tuple(world.collect(torch.cat(rows) if rows else None, total) for rows in (logits, labels))

@@ -89,6 +89,21 @@ def test_evaluation_is_the_same_over_any_number_of_processes(tmp_path, finetune,
         assert (there == here).all()
 
 
+def test_fewer_images_than_processes_are_scored_too(tmp_path, finetune, picture_folder):
+    root = shutil.copytree(picture_folder, tmp_path / "data")
+    for path in sorted((root / "test").rglob("*.png"))[2:]:
+        path.unlink()
+    for name in ("dog", "elk"):
+        (root / "test" / name).rmdir()
+    (root / "classes.txt").write_text("cat\ndog\nelk\n")
+    finetune(tmp_path / "run", "--data_path", root)
+    evaluate = ["--eval", "--resume", tmp_path / "run" / "last.pth", "--device", "cpu", "--amp", "off", "--num_workers", 0]
+    run = Processes(tmp_path, [("finetune", [*evaluate, "--output_dir", tmp_path / "three"])], 3)
+    assert set(run.end().values()) == {0}, run.output()
+    assert result(tmp_path / "three")["overall"] == result(tmp_path / "run")["overall"]
+    assert result(tmp_path / "three")["num_samples"] == 2
+
+
 def test_another_number_of_processes_goes_on_with_the_same_batch(tmp_path, flags):
     more = ["--epochs", 6, "--batch_size", 4, "--accum_iter", 2]
     whole = Processes(tmp_path, [flags("finetune", tmp_path / "whole", *more)], 2)

@@ -88,6 +88,15 @@ def test_a_run_cut_before_its_first_checkpoint_starts_anew_and_says_so(pretrain,
     assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 4
 
 
+def test_a_checkpoint_of_an_earlier_version_is_not_continued(pretrain, tmp_path):
+    pretrain(tmp_path / "run", *STAGE_1)
+    state = load_checkpoint(tmp_path / "run" / "last.pth")
+    del state["progress"]["step"]
+    torch.save(state, tmp_path / "run" / "last.pth")
+    with pytest.raises(ValueError, match="is of an earlier version.*serve --finetune and --eval"):
+        pretrain(tmp_path / "run", *STAGE_1)
+
+
 def test_what_a_run_began_with_stays_in_its_record(pretrain, tmp_path, cut_after, monkeypatch):
     patch = cut_after(2)
     with pytest.raises(Cut):

@@ -125,16 +125,20 @@ class World:
         """Which of `total` things are this process's: every size-th, so that no two are handed out twice."""
         return range(self.rank, total, self.size)
 
-    def collect(self, rows: torch.Tensor, total: int) -> torch.Tensor | None:
-        """Rows of this process's share (n, ...) -> all `total` rows in order on the first process, None on the others."""
+    def collect(self, rows: torch.Tensor | None, total: int) -> torch.Tensor | None:
+        """Rows of this process's share (n, ...) -> all `total` rows in order on the first process, None on the others.
+
+        A process whose share is empty, since there are fewer things than processes, gives None.
+        """
         if self.size == 1:
             return rows
         if not self.first:
-            dist.send(rows.contiguous(), 0, group=self.cpu)
+            if rows is not None:
+                dist.send(rows.contiguous(), 0, group=self.cpu)
             return None
         whole = rows.new_empty((total, *rows.shape[1:]))
         whole[0::self.size] = rows
-        for rank in range(1, self.size):
+        for rank in range(1, min(self.size, total)):
             part = rows.new_empty((len(range(rank, total, self.size)), *rows.shape[1:]))
             dist.recv(part, rank, group=self.cpu)
             whole[rank::self.size] = part

@@ -100,6 +100,9 @@ class RunFolder:
             self._check_unfinished(settings)
             return None, None, "from scratch"
         state = state or load_checkpoint(source, stage)
+        if "step" not in state["progress"]:
+            raise ValueError(f"{source} is of an earlier version, which did not keep all that a run needs to go on: its "
+                             "weights serve --finetune and --eval; give another --output_dir")
         different = settings_difference(settings, state["args"])
         if different:
             whose = f"{self.path} holds another run" if here else f"{source} is of another run"
