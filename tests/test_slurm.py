@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from submit import slurm, snapshot, sweep
 from tests.killing import STAGES
 from util.args import PROJECT
+
+pytest.importorskip("submitit", reason="jobs are handed in by submitit, which is not installed")
+from submit import slurm, snapshot, sweep  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden_sbatch.txt"
 
