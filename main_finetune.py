@@ -249,6 +249,8 @@ def evaluate_checkpoint(args) -> dict:
     loss, which decides the activation and what the logits fit, always is.
     """
     state = load_checkpoint(args.resume, "finetune")
+    if "group_counts" not in state["progress"]:
+        raise ValueError(f"{args.resume} is of an earlier version, which did not keep what its evaluation needs: train again")
     args = with_checkpoint_flags(args, state["args"])
     machine = set_up(args)
     test = in_class_order(load_scored(args, state["args"]), state["class_names"], args.resume)

@@ -202,7 +202,8 @@ def finetuned(tmp_path):
     args = main_finetune.with_loss_defaults(main_finetune.get_args_parser().parse_args([*TINY, *VIT]), 3)
     model = main_finetune.build_vit("vit_tiny_patch16", 3, 16, patch_size=4, embed_dim=32, depth=2, num_heads=2)
     save_checkpoint(path, {**dict.fromkeys(KEYS[1:]), "stage": "finetune", "model": model.state_dict(), "args": vars(args),
-                           "class_names": ["cat", "dog", "elk"], "class_counts": [24, 12, 5]})
+                           "class_names": ["cat", "dog", "elk"], "class_counts": [24, 12, 5],
+                           "progress": {"group_counts": [24, 12, 5]}})
     return path
 
 

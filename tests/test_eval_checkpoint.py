@@ -3,6 +3,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 import main_finetune
 from datasets.longtail import hold_out
@@ -23,7 +24,7 @@ def evaluate(*flags):
 
 def test_the_printed_number_comes_back_from_the_file_alone(trained, tmp_path):
     folder, result = trained
-    again = evaluate("--resume", folder / "last.pth", "--output_dir", tmp_path / "eval", "--amp", "off")
+    again = evaluate("--resume", folder / "last.pth", "--output_dir", tmp_path / "eval")  # fp32 as in training
     assert again == result
     one, other = (json.loads((run / "metrics.json").read_text()) for run in (folder, tmp_path / "eval"))
     assert one["epoch_chosen_by"] == "nothing, the last one" and one["split"] == other["split"] == "test"
@@ -42,6 +43,19 @@ def test_every_image_once_whatever_the_batch(trained, tmp_path):
             if key.startswith(("ece", "mce", "nll", "brier", "classwise")):
                 assert result[key] == pytest.approx(value, rel=1e-5, abs=1e-5), key
     assert results[0]["num_samples"] == 21
+
+
+def test_a_batch_of_none_is_refused(trained):
+    with pytest.raises(ValueError, match="--batch_size must be at least 1, not 0"):
+        evaluate("--resume", trained[0] / "last.pth", "--batch_size", 0)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_named(trained, tmp_path):
+    state = load_checkpoint(trained[0] / "last.pth")
+    del state["progress"]["group_counts"]
+    torch.save(state, tmp_path / "last.pth")
+    with pytest.raises(ValueError, match="is of an earlier version"):
+        evaluate("--resume", tmp_path / "last.pth")
 
 
 def test_flags_override_the_checkpoint(trained, capsys):

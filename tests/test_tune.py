@@ -60,11 +60,19 @@ def test_points_are_drawn_once_each_and_come_back():
     (["--losses", "bce", "--grid", "lr=1", "bce:lr=2", "--budget", "1"], "names lr twice for bce"),
     (["--losses", "bce", "--grid", "split=val,test", "--budget", "1"], "--split cannot be tuned"),
     (["--losses", "bce", "bce", "--grid", "lr=1", "--budget", "1"], "expected different ones of ce, bal_ce"),
+    (["--losses", "bce", "--grid", "lr=1e-3,.001", "--budget", "2"], "lr=1e-3,.001 names a value twice"),
+    (["--losses", "bce", "--grid", "seed=1,2", "--budget", "2"], "--seed cannot be tuned"),
     (["--losses", "bce", "--grid", "lr=1", "--budget", "0"], "--budget must be at least 1, not 0")])
 def test_searches_that_cannot_be(tmp_path, flags, words):
     with pytest.raises(ValueError) as error:
         tune.main(parse(*flags, "--output_dir", tmp_path / "out"))
     assert words in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_what_is_the_better_the_smaller_does_not_choose(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        parse("--losses", "bce", "--grid", "lr=1,2", "--budget", 1, "--metric", "nll", "--output_dir", tmp_path)
+    assert "invalid choice: 'nll'" in capsys.readouterr().err
 
 
 def test_a_trial_that_fails_says_why(tmp_path, data_flags):

@@ -139,7 +139,7 @@ def add_optimizer_flags(parser: Parser, epochs: int, blr: float, min_lr: float, 
 
 def check_common(args) -> None:
     """Raise ValueError for flags whose numbers cannot be, before anything is built."""
-    for name in ("epochs", "log_every", "save_every", "save_steps", "max_bad_steps"):
+    for name in ("batch_size", "epochs", "log_every", "save_every", "save_steps", "max_bad_steps"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, not {getattr(args, name)}")
     if not 0 <= args.warmup_epochs < args.epochs:

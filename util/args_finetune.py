@@ -12,7 +12,7 @@ from util.run import say
 LOSS_SETTINGS = ("loss", "loss_args", "tau", "test_prior", "sampler", "prior")
 # Flags that say what network that is and how its images are prepared: the checkpoint's unless given.
 EVALUATION_SETTINGS = ("dataset", "data_path", "mean", "std", "input_size", "crop_pct", "model", "patch_size", "embed_dim",
-                       "depth", "num_heads", "cls_token")
+                       "depth", "num_heads", "cls_token", "amp")
 
 
 def add_loss_flags(parser: Parser) -> None:

@@ -22,6 +22,8 @@ from util.metrics import format_table
 from util.run import say
 from util.seed import derive_seed
 
+# What is the better the larger, and a number for every held-out slice.
+CHOOSE_BY = ("overall", "balanced_accuracy", "macro_f1", "many", "medium", "few", "top5")
 COLUMNS = ("many", "medium", "few", "overall", "balanced_accuracy")
 
 
@@ -45,13 +47,23 @@ def read_grid(words: list[str], losses: list[str]) -> dict[str, dict[str, list[s
             raise ValueError(f"--grid takes NAME=V1,V2 or LOSS:NAME=V1,V2, not {word!r}")
         if colon and loss not in losses:
             raise ValueError(f"--grid {word}: {loss} is none of the losses {', '.join(losses)}")
-        if flag in ("loss", "val_fraction", "split", "output_dir", "eval", "resume"):
+        if len({number_or_word(value) for value in listed}) < len(listed):
+            raise ValueError(f"--grid {word} names a value twice, and the same trial twice is one trial")
+        if flag in ("loss", "val_fraction", "split", "output_dir", "eval", "resume", "seed"):
             raise ValueError(f"--grid {word}: --{flag} cannot be tuned")
         for one in [loss] if colon else losses:
             if flag in grid[one]:
                 raise ValueError(f"--grid names {flag} twice for {one}")
             grid[one][flag] = listed
     return grid
+
+
+def number_or_word(value: str) -> float | str:
+    """The number that a value is, so that 1e-3 and .001 are seen to be equal; the word where it is none."""
+    try:
+        return float(value)
+    except ValueError:
+        return value
 
 
 def points(grid: dict[str, list[str]], budget: int, seed: int, loss: str) -> list[dict[str, str]]:
@@ -92,8 +104,8 @@ def main(args) -> dict:
             flags = ["--loss", loss, *itertools.chain(*((f"--{name}", *value.split()) for name, value in point.items()))]
             name = f"{loss}_{number:02}"
             result = trial(out / name, [*args.others, *flags, "--val_fraction", str(args.val_fraction)])
-            if args.metric not in result:
-                raise ValueError(f"--metric {args.metric} is not in metrics.json; there are {', '.join(result)}")
+            if result[args.metric] is None:
+                raise ValueError(f"--metric {args.metric} is none on {result['split']}: choose by another")
             words = ", ".join(f"{key} {value}" for key, value in point.items())
             say(f"{name}: {words}: {args.metric} {result[args.metric]:.2f}")
             results.append(result)
@@ -126,8 +138,8 @@ def get_args_parser() -> Parser:
     parser.add_argument("--budget", type=int, required=True, metavar="N", help="trials for each loss")
     parser.add_argument("--val_fraction", type=float, default=0.2, metavar="F", help="share of every class's training images "
                         "that is held out and scored")
-    parser.add_argument("--metric", default="balanced_accuracy", help="a number of metrics.json, the larger the better; "
-                        "the held-out slice is as skewed as the training set, so overall would be the head's")
+    parser.add_argument("--metric", default="balanced_accuracy", choices=CHOOSE_BY, help="a number of metrics.json; the "
+                        "held-out slice is as skewed as the training set, so overall would be the head's")
     parser.add_argument("--tune_seed", type=int, default=0, metavar="S", help="which points, where the grid has more than "
                         "--budget")
     parser.add_argument("--output_dir", required=True, metavar="DIR")
