@@ -206,7 +206,7 @@ def main(args) -> dict:
     session = Session("finetune", settings, run, stepper, train, plan, schedule, loader.batch_sampler, world, args.save_every,
                       args.save_steps)
     session.restore(state)
-    run.create(settings, describe(plan, schedule, machine, train), log_lines=session.epoch)
+    run.create(settings, describe(plan, schedule, machine, train), session.log_lines, session.epoch)
     say(f"stage 2, {args.model}, {args.loss}: {len(train)} images of {train.source}, {plan.steps_per_epoch} steps of "
         f"{plan.effective_batch_size} images an epoch, lr {schedule.lr:.3g}; {words}; run folder {run.path}")
 

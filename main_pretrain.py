@@ -106,7 +106,7 @@ def main(args) -> dict:
     session = Session("pretrain", settings, run, stepper, images, plan, schedule, loader.batch_sampler, world, args.save_every,
                       args.save_steps)
     session.restore(state)
-    run.create(settings, describe(plan, schedule, machine, images), log_lines=session.epoch)
+    run.create(settings, describe(plan, schedule, machine, images), session.log_lines, session.epoch)
     say(f"stage 1, {args.model}: {len(images)} images of {images.source}, {plan.steps_per_epoch} steps of "
         f"{plan.effective_batch_size} images an epoch, lr {schedule.lr:.3g}; {words}; run folder {run.path}")
 

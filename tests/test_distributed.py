@@ -104,6 +104,21 @@ def test_fewer_images_than_processes_are_scored_too(tmp_path, finetune, picture_
     assert result(tmp_path / "three")["num_samples"] == 2
 
 
+def stop_in_the_second_step(rank):
+    """SIGTERM in the second step that this process takes."""
+    import os
+
+    import util.steps
+    step, seen = util.steps.Stepper.step, []
+
+    def signalled(self, samples):
+        seen.append(1)
+        if len(seen) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        step(self, samples)
+    util.steps.Stepper.step = signalled
+
+
 def test_another_number_of_processes_goes_on_with_the_same_batch(tmp_path, flags):
     more = ["--epochs", 6, "--batch_size", 4, "--accum_iter", 2]
     whole = Processes(tmp_path, [flags("finetune", tmp_path / "whole", *more)], 2)
@@ -112,22 +127,30 @@ def test_another_number_of_processes_goes_on_with_the_same_batch(tmp_path, flags
     cut.kill(1, signal.SIGUSR2)  # one process is told, both stop
     assert set(cut.end().values()) == {75} and set(whole.end().values()) == {0}, cut.output()
     assert load_checkpoint(tmp_path / "cut" / "last.pth")["progress"]["epoch"] < 6
+    four = Processes(tmp_path, [flags("finetune", tmp_path / "cut", *more)], 3)
+    assert set(four.end().values()) == {2}
+    words = "3 processes cannot go on with a run of 16 images a step: that is no multiple of --batch_size 4 x 3"
+    assert any(words in four.output(rank) for rank in range(3))
+    # One process goes on, is stopped, and goes on once more: the batch is still that of the beginning.
+    first = Processes(tmp_path, [flags("finetune", tmp_path / "cut", *more)], before=stop_in_the_second_step)
+    assert first.end() == {0: 75}, first.output()
+    assert "1 processes go on with what 2 began, still with 16 images a step" in first.output()
     one = Processes(tmp_path, [flags("finetune", tmp_path / "cut", *more)])
     assert one.end() == {0: 0}, one.output()
-    assert "1 processes go on with what 2 began, still with 16 images a step" in one.output()
+    assert "3 steps of 16 images an epoch" in one.output()
     assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
 
 
 # --- one end for all ---
 
 def poison(rank):
-    """The second process's loss is not finite from the third step on."""
+    """The second process's loss is not finite from the fifth step on, in the second epoch."""
     import util.steps
     backward, seen = util.steps.Stepper.backward, []
 
     def poisoned(self, loss, weight):
         seen.append(1)
-        backward(self, loss * float("nan") if rank == 1 and len(seen) > 2 else loss, weight)
+        backward(self, loss * float("nan") if rank == 1 and len(seen) > 4 else loss, weight)
     util.steps.Stepper.backward = poisoned
 
 

@@ -33,7 +33,7 @@ class StubStepper:
     def __init__(self):
         self.optimizer = SimpleNamespace(param_groups=[{"lr": None, "lr_scale": 0.5}, {"lr": None}])
         self.steps, self.reads, self.started, self.clock = [], [], 0, Clock()
-        self.meetings = []
+        self.meetings, self.max_bad_steps = [], 20
 
     def gradients_meet(self, last):
         self.meetings.append(last)

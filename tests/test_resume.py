@@ -73,6 +73,22 @@ def test_a_checkpoint_is_continued_in_a_new_folder(pretrain, tmp_path, cut_after
     assert load_checkpoint(tmp_path / "cut" / "last.pth")["progress"]["epoch"] == 2
 
 
+def test_a_run_that_went_on_in_a_new_folder_is_cut_there(pretrain, tmp_path, cut_after):
+    patch = cut_after(1)
+    with pytest.raises(Cut):
+        pretrain(tmp_path / "cut", *STAGE_1)
+    patch.undo()
+    patch = cut_after(2)
+    with pytest.raises(Cut):
+        pretrain(tmp_path / "new", *STAGE_1, "--resume", tmp_path / "cut" / "last.pth")
+    patch.undo()
+    # A line that was written after the last checkpoint must not stand twice.
+    with open(tmp_path / "new" / "log.jsonl", "a") as file:
+        file.write('{"epoch": 2, "half": true}\n')
+    pretrain(tmp_path / "new", *STAGE_1)
+    assert [json.loads(x)["epoch"] for x in (tmp_path / "new" / "log.jsonl").read_text().splitlines()] == [1, 2, 3]
+
+
 def test_a_run_cut_before_its_first_checkpoint_starts_anew_and_says_so(pretrain, tmp_path, monkeypatch, capsys):
     from util.session import Session
 

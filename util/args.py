@@ -213,7 +213,8 @@ def run_command(parser: Parser, main) -> None:
             world().fail(1, f"{type(error).__name__}: {error}")
             raise
         earlier = world().fail(code, message)
-        code, message = earlier or (code, message)
+        if earlier and not isinstance(error, NonFiniteError):  # which all processes meet at once, and each can tell
+            code, message = earlier
         print(f"error: {message}", file=sys.stderr)
         sys.exit(code)
 

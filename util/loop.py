@@ -41,7 +41,7 @@ def micro_batches(loader, stepper: Stepper, plan: StepPlan, schedule: Schedule, 
         if not part.last:
             continue
         stepper.step(plan.samples(step))
-        if (step + 1) % log_every == 0:
+        if (step + 1) % min(log_every, stepper.max_bad_steps) == 0:
             where = f"epoch {epoch}, step {step}, lr {highest_lr(stepper):.3g}"
             means = stepper.read(where)
             if time.monotonic() - told >= LINE_SECONDS:

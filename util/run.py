@@ -71,6 +71,7 @@ class RunFolder:
         self.figures = self.path / "figures"
         self._tensorboard = None
         self._first_epoch = 0
+        self.lines = 0  # of log.jsonl, known to the process that writes it
 
     def find_start(self, stage: str, settings: dict, resume: str | None) -> tuple[dict | None, str]:
         """Where the run starts from: (checkpoint or None, words that say so), the same on all processes.
@@ -163,8 +164,8 @@ class RunFolder:
             raise ValueError(f"cannot write into --output_dir {self.path} ({error.strerror}): give another "
                              "one") from None
 
-    def create(self, settings: dict, derived: dict, log_lines: int = 0) -> None:
-        """Make the folder, write args.json, and cut log.jsonl to the lines that the checkpoint has seen."""
+    def create(self, settings: dict, derived: dict, log_lines: int = 0, epoch: int = 0) -> None:
+        """Make the folder, write args.json, and cut log.jsonl to the lines that the checkpoint, of `epoch`, has seen."""
         if not world().first:
             return
         self.check_writable()
@@ -175,18 +176,18 @@ class RunFolder:
             # What the run began with stays; a continuation stands behind it, and a finished run has none.
             begun = json.loads((self.path / "args.json").read_text())
             names = ("git", "versions", "device", "processes", "slurm_job")
-            now = {"after_epochs": log_lines, **{key: record[key] for key in names if key in record}}
-            begun["continued"] += [now] * (log_lines < settings["epochs"])
+            now = {"after_epochs": epoch, **{key: record[key] for key in names if key in record}}
+            begun["continued"] += [now] * (epoch < settings["epochs"])
             record = begun
         self.write_json("args.json", record)
-        self.cut_log(log_lines)
+        self.cut_log(log_lines, epoch)
 
-    def cut_log(self, lines: int) -> None:
-        """Keep the first `lines` lines of log.jsonl, and in TensorBoard what belongs to them."""
+    def cut_log(self, lines: int, epoch: int) -> None:
+        """Keep the first `lines` lines of log.jsonl, and in TensorBoard what lies before `epoch`."""
         if not world().first:
             return
         self.close()
-        log, self._first_epoch = self.path / "log.jsonl", lines
+        log, self._first_epoch, self.lines = self.path / "log.jsonl", epoch, lines
         kept = log.read_text().splitlines(keepends=True)[:lines] if log.exists() else []
         write_file(log, lambda file: file.write("".join(kept).encode()))
 
@@ -207,6 +208,7 @@ class RunFolder:
                 file.write(json.dumps(record) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
+            self.lines += 1
             flat = {**record, **{f"eval/{key}": value for key, value in record.get("eval", {}).items()}}
             for key, value in flat.items():
                 if key != "epoch" and isinstance(value, int | float):

@@ -37,6 +37,7 @@ class Session:
     save_steps: int | None = None
     epoch: int = 0
     step: int = 0
+    log_lines: int = 0  # of the log that the run goes on with
     went_back: bool = False
     _saved: tuple[int, int] | None = None
 
@@ -45,7 +46,8 @@ class Session:
         self._saved = self.epoch, self.step
         progress = {"epoch": self.epoch, "step": self.step, "data_hash": self.images.data_hash, "went_back": self.went_back,
                     "group_counts": self.images.group_counts.tolist(), "effective_batch_size": self.plan.effective_batch_size,
-                    "processes": self.world.size, "readers": getattr(self.batches, "readers", None)}
+                    "processes": self.world.size, "readers": getattr(self.batches, "readers", None),
+                    "log_lines": self.run.lines}
         if self.world.first:
             stepper = self.stepper
             save_checkpoint(self.run.last, {
@@ -75,6 +77,9 @@ class Session:
         set_rng_state(state["rng"])
         self.epoch, self.step, self.went_back = progress["epoch"], progress["step"], progress["went_back"]
         self._saved = self.epoch, self.step
+        # A run that goes on in another folder begins a log of its own there.
+        here = self.run.last.exists() or previous_of(self.run.last).exists()
+        self.log_lines = progress["log_lines"] if here else 0
 
     def train(self, epochs: int, train_epoch: Callable[[int, int, Callable], dict],
               finish: Callable[[int, dict], dict]) -> None:
@@ -93,7 +98,7 @@ class Session:
                 continue
             self.run.log(finish(self.epoch, record))
             self.epoch, self.step = self.epoch + 1, 0
-            if self.epoch % self.save_every == 0 or self.epoch == epochs:
+            if self.epoch == epochs or (self.epoch % self.save_every == 0 and self.is_good()):
                 self.save()
             if self.epoch < epochs:
                 self.listen()
@@ -101,9 +106,13 @@ class Session:
     def after_step(self, done: int) -> None:
         """Between two steps, `done` of the epoch being done."""
         self.step = done
-        if self.save_steps and done % self.save_steps == 0 and done < self.plan.steps_per_epoch:
+        if self.save_steps and done % self.save_steps == 0 and done < self.plan.steps_per_epoch and self.is_good():
             self.save()
         self.listen()
+
+    def is_good(self) -> bool:
+        """Whether no row of bad steps is going on, so that a run which goes back to here goes back before it."""
+        return not self.stepper.bad_in_row.item()
 
     def listen(self) -> None:
         """Save and raise Stopped where any process was asked to stop."""
@@ -130,7 +139,7 @@ class Session:
         self.restore(load_checkpoint(self.run.last if self.run.last.exists() else previous_of(self.run.last), self.stage))
         self.stepper.forget_bad_row()
         self.went_back = True
-        self.run.cut_log(self.epoch)
+        self.run.cut_log(self.log_lines, self.epoch)
         say(f"warning: {words}. Going back, once, to the checkpoint after epoch {self.epoch} and {self.step} steps; if it "
             f"happens again: {advice}")
 

@@ -155,8 +155,13 @@ def plan_steps(args, images: ImageSet, world: World, state: dict | None = None) 
     A run that is continued by another number of processes keeps its images a step: the accumulation is derived from them.
     """
     accum_iter, effective = args.accum_iter, args.effective_batch_size
-    if state and state["progress"]["processes"] != world.size and effective is None:
+    if state and effective is None:
         accum_iter, effective = None, state["progress"]["effective_batch_size"]
+        if effective % (args.batch_size * world.size):
+            raise ValueError(f"{world.size} processes cannot go on with a run of {effective} images a step: that is no "
+                             f"multiple of --batch_size {args.batch_size} x {world.size}; start a number of processes that divides "
+                             f"{effective // args.batch_size}")
+    if state and state["progress"]["processes"] != world.size:
         say(f"note: {world.size} processes go on with what {state['progress']['processes']} began, still with {effective} "
             "images a step")
     accum_iter = derive_accumulation(args.batch_size, accum_iter, effective, world.size)
