@@ -159,8 +159,8 @@ def plan_steps(args, images: ImageSet, world: World, state: dict | None = None) 
         accum_iter, effective = None, state["progress"]["effective_batch_size"]
         if effective % (args.batch_size * world.size):
             raise ValueError(f"{world.size} processes cannot go on with a run of {effective} images a step: that is no "
-                             f"multiple of --batch_size {args.batch_size} x {world.size}; start a number of processes that divides "
-                             f"{effective // args.batch_size}")
+                             f"multiple of --batch_size {args.batch_size} x {world.size}; start a number of processes that "
+                             f"divides {effective // args.batch_size}")
     if state and state["progress"]["processes"] != world.size:
         say(f"note: {world.size} processes go on with what {state['progress']['processes']} began, still with {effective} "
             "images a step")
