@@ -19,6 +19,6 @@ def train_one_epoch(loader, normalize, stepper: Stepper, plan: StepPlan, schedul
                                                     after_step):
         images = normalize(images.to(device, non_blocking=True))
         with seeded(drawn, device), stepper.autocast():
-            loss, _, _ = network(images, mask_ratio)
+            loss = network(images, mask_ratio, loss_only=True)
         stepper.backward(loss, weight)
     return epoch_record(stepper, plan, epoch)

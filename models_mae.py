@@ -65,8 +65,8 @@ def check_heads(dim: int, num_heads: int, prefix: str = "") -> None:
 def random_masking(noise: torch.Tensor, mask_ratio: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Per-sample random masking: keep the K = round(L * (1 - mask_ratio)) patches of least noise.
 
-    noise (N, L) -> ids_keep (N, K), mask (N, L) with 1 removed, ids_restore (N, L), which puts the sequence
-    [kept patches, removed patches] back into image order. At least one patch is kept and one removed.
+    noise (N, L) -> ids_keep (N, K), ids_removed (N, L - K), mask (N, L) in image order with 1 removed. At least one patch
+    is kept and one removed.
     """
     N, L = noise.shape
     if not 0 < mask_ratio < 1:
@@ -74,10 +74,13 @@ def random_masking(noise: torch.Tensor, mask_ratio: float) -> tuple[torch.Tensor
     if L < 2:
         raise ValueError("an image of one patch cannot be masked: use a smaller --patch_size or a larger --input_size")
     keep = min(max(round(L * (1 - mask_ratio)), 1), L - 1)
-    ids_shuffle = noise.argsort(dim=1)
-    ids_restore = ids_shuffle.argsort(dim=1)
-    mask = (ids_restore >= keep).to(torch.float32)
-    return ids_shuffle[:, :keep], mask, ids_restore
+    ids_keep, ids_removed = noise.argsort(dim=1).split([keep, L - keep], dim=1)
+    return ids_keep, ids_removed, torch.ones_like(noise, dtype=torch.float32).scatter(1, ids_keep, 0.0)
+
+
+def take(tokens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """tokens (N, L, D), ids (N, M) -> the tokens of these ids, (N, M, D)."""
+    return tokens.gather(1, ids.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
 class MaskedAutoencoderViT(nn.Module):
@@ -152,7 +155,7 @@ class MaskedAutoencoderViT(nn.Module):
     def forward_encoder(self, patches: torch.Tensor, ids_keep: torch.Tensor) -> torch.Tensor:
         """Encode the visible patches: patches (N, L, p * p * C), ids_keep (N, K) -> latent (N, 1 + K, D)."""
         N, K = ids_keep.shape
-        visible = patches.gather(1, ids_keep.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))  # (N, K, p * p * C)
+        visible = take(patches, ids_keep)
         # Embedding after the gather: removed patches cost nothing. Pixels go into the order of the convolution's weight, whose
         # gradient then lies in memory as the weight does.
         visible = visible.unflatten(2, (-1, self.in_chans)).transpose(2, 3).flatten(2)
@@ -162,36 +165,46 @@ class MaskedAutoencoderViT(nn.Module):
         x = torch.cat([cls_token.to(x.dtype), x + positions], dim=1)
         return self.norm(self._run(self.blocks, x))
 
-    def forward_decoder(self, latent: torch.Tensor, ids_restore: torch.Tensor) -> torch.Tensor:
-        """latent (N, 1 + K, D), ids_restore (N, L) -> predicted patches (N, L, p * p * C)."""
-        x = self.decoder_embed(latent)
-        N, L = ids_restore.shape
-        mask_tokens = self.mask_token.to(x.dtype).expand(N, L + 1 - x.shape[1], -1)
-        patches = torch.cat([x[:, 1:], mask_tokens], dim=1)
-        patches = patches.gather(1, ids_restore.unsqueeze(-1).expand(-1, -1, x.shape[2]))
-        x = torch.cat([x[:, :1], patches], dim=1) + self.decoder_pos_embed
-        return self.decoder_pred(self.decoder_norm(self._run(self.decoder_blocks, x)))[:, 1:]
+    def forward_decoder(self, latent: torch.Tensor, ids_keep: torch.Tensor, ids_removed: torch.Tensor,
+                        removed_only: bool = False) -> torch.Tensor:
+        """latent (N, 1 + K, D), ids (N, K) and (N, L - K) -> predicted patches (N, L, p * p * C) in image order.
 
-    def forward_loss(self, patches: torch.Tensor, pred: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Mean squared error on the removed patches: (N, L, p * p * C) twice, mask (N, L) -> scalar, in float32."""
-        target = patches.float()
+        removed_only: predict the removed patches alone, (N, L - K, p * p * C), in the order of their ids.
+        """
+        x = self.decoder_embed(latent)
+        N, removed = ids_removed.shape
+        x = torch.cat([x, self.mask_token.to(x.dtype).expand(N, removed, -1)], dim=1)
+        # Attention knows no order but that of the positions: these are shuffled, and tokens need not be put in image order.
+        ids = torch.cat([ids_keep, ids_removed], dim=1)
+        positions = torch.cat([self.decoder_pos_embed[:, :1].expand(N, -1, -1), self.decoder_pos_embed[0, 1:][ids]], dim=1)
+        x = self._run(self.decoder_blocks, x + positions)
+        pred = self.decoder_pred(self.decoder_norm(x[:, -removed:] if removed_only else x[:, 1:]))
+        return pred if removed_only else take(pred, ids.argsort(dim=1))
+
+    def forward_loss(self, target: torch.Tensor, pred: torch.Tensor) -> torch.Tensor:
+        """Mean squared error of removed patches: true and predicted (N, L - K, p * p * C) -> scalar, in float32."""
+        target = target.float()
         if self.norm_pix_loss:
             mean, std = patch_statistics(target)
             target = (target - mean) / std
-        error = (pred.float() - target).square().mean(dim=-1)  # (N, L)
-        return (error * mask).sum() / mask.sum()
+        return (pred.float() - target).square().mean()
 
-    def forward(self, imgs: torch.Tensor, mask_ratio: float = 0.75, noise: torch.Tensor | None = None):
+    def forward(self, imgs: torch.Tensor, mask_ratio: float = 0.75, noise: torch.Tensor | None = None,
+                loss_only: bool = False):
         """imgs (N, C, H, W) normalised -> loss (scalar), prediction (N, L, p * p * C), mask (N, L) with 1 removed.
 
-        noise (N, L) decides the mask; by default it is drawn from the device's generator.
+        noise (N, L) decides the mask; by default it is drawn from the device's generator. loss_only: return the loss alone,
+        for training; nothing is predicted then that the loss does not count.
         """
         patches = self.patchify(imgs)
         if noise is None:
             noise = torch.rand(patches.shape[:2], device=imgs.device)
-        ids_keep, mask, ids_restore = random_masking(noise, mask_ratio)
-        pred = self.forward_decoder(self.forward_encoder(patches, ids_keep), ids_restore)
-        return self.forward_loss(patches, pred, mask), pred, mask
+        ids_keep, ids_removed, mask = random_masking(noise, mask_ratio)
+        pred = self.forward_decoder(self.forward_encoder(patches, ids_keep), ids_keep, ids_removed, removed_only=loss_only)
+        target = take(patches, ids_removed)
+        if loss_only:
+            return self.forward_loss(target, pred)
+        return self.forward_loss(target, take(pred, ids_removed)), pred, mask
 
     @torch.no_grad()
     def reconstruct(self, imgs: torch.Tensor, mask_ratio: float = 0.75, noise: torch.Tensor | None = None):

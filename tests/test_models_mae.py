@@ -30,22 +30,21 @@ def test_patchify_and_unpatchify_invert_each_other():
                                                   (4, 0.99, 1), (4, 0.01, 3)])
 def test_exactly_the_promised_number_is_kept(L, ratio, kept):
     noise = torch.rand(5, L)
-    ids_keep, mask, ids_restore = random_masking(noise, ratio)
+    ids_keep, ids_removed, mask = random_masking(noise, ratio)
     assert ids_keep.shape == (5, kept)
     assert torch.equal(mask.sum(1), torch.full((5,), float(L - kept)))
-    assert (mask.gather(1, ids_keep) == 0).all()
-    order = torch.cat([ids_keep, noise.argsort(1)[:, kept:]], dim=1)
-    assert torch.equal(order.gather(1, ids_restore), torch.arange(L).expand(5, L))
+    assert (mask.gather(1, ids_keep) == 0).all() and (mask.gather(1, ids_removed) == 1).all()
+    assert torch.equal(torch.cat([ids_keep, ids_removed], dim=1).sort(dim=1)[0], torch.arange(L).expand(5, L))
 
 
 def test_masks_differ_between_samples():
-    _, mask, _ = random_masking(torch.rand(8, 64), 0.75)
+    _, _, mask = random_masking(torch.rand(8, 64), 0.75)
     assert len({tuple(row.tolist()) for row in mask}) == 8
 
 
 def test_the_encoder_sees_visible_patches_only():
     model, images, noise = small_model(), torch.randn(2, 2, 16, 24), torch.rand(2, 24)
-    ids_keep, mask, _ = random_masking(noise, 0.75)
+    ids_keep, _, mask = random_masking(noise, 0.75)
     removed = model.unpatchify(mask.unsqueeze(-1).expand(-1, -1, 32)).bool()
     latent = model.forward_encoder(model.patchify(images), ids_keep)
     assert latent.shape == (2, 1 + 6, 16)
@@ -66,25 +65,41 @@ def test_embedding_after_the_gather_equals_the_patch_convolution():
 
 
 @pytest.mark.parametrize("norm_pix", [False, True])
-def test_the_loss_ignores_visible_patches_and_equals_its_formula(norm_pix):
-    model = small_model(norm_pix_loss=norm_pix)
-    patches, pred = torch.randn(2, 24, 32), torch.randn(2, 24, 32)
-    _, mask, _ = random_masking(torch.rand(2, 24), 0.75)
-    loss = model.forward_loss(patches, pred, mask)
-    nonsense = torch.where(mask.unsqueeze(-1).bool(), pred, 1e3)
-    assert torch.equal(loss, model.forward_loss(patches, nonsense, mask))
-    target, total = patches.double().numpy(), 0.0
+def test_the_loss_equals_its_formula_over_the_removed_patches(norm_pix):
+    model, images = small_model(norm_pix_loss=norm_pix).double(), torch.randn(2, 2, 16, 24, dtype=torch.float64)
+    noise = torch.rand(2, 24)
+    loss, pred, mask = model(images, 0.75, noise)
+    target, pred, total = model.patchify(images).numpy(), pred.detach().numpy(), 0.0
     for n, m in np.argwhere(mask.numpy() == 1):
         t = target[n, m]
         if norm_pix:
             t = (t - t.mean()) / np.sqrt(t.var(ddof=1) + 1e-6)
-        total += ((pred[n, m].double().numpy() - t) ** 2).mean()
-    assert loss.item() == pytest.approx(total / mask.sum().item(), rel=1e-5)
+        total += ((pred[n, m] - t) ** 2).mean()
+    assert loss.item() == pytest.approx(total / mask.sum().item(), rel=1e-6)
+    assert model(images, 0.75, noise, loss_only=True).item() == pytest.approx(loss.item(), rel=1e-7)
+
+
+def test_the_decoder_puts_every_token_at_its_place():
+    """Against the decoder written out in image order: mask tokens scattered among the visible ones, fixed positions added."""
+    model, images, noise = small_model().double(), torch.randn(3, 2, 16, 24, dtype=torch.float64), torch.rand(3, 24)
+    with torch.no_grad():
+        model.mask_token.normal_()
+        ids_keep, _, mask = random_masking(noise, 0.75)
+        latent = model.forward_encoder(model.patchify(images), ids_keep)
+        x = model.mask_token.repeat(3, 25, 1)
+        x[:, 0] = model.decoder_embed(latent[:, 0])
+        for n in range(3):
+            x[n, 1 + ids_keep[n]] = model.decoder_embed(latent[n, 1:])
+        x = x + model.decoder_pos_embed
+        for block in model.decoder_blocks:
+            x = block(x)
+        expected = model.decoder_pred(model.decoder_norm(x))[:, 1:]
+        torch.testing.assert_close(model(images, 0.75, noise)[1], expected, atol=1e-10, rtol=1e-10)
 
 
 def test_every_trainable_parameter_gets_a_gradient():
     model = small_model(norm_pix_loss=True)
-    model(torch.randn(4, 2, 16, 24), 0.5)[0].backward()
+    model(torch.randn(4, 2, 16, 24), 0.5, loss_only=True).backward()
     without = [name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
     assert without == []
     assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["pos_embed", "decoder_pos_embed"]
@@ -98,7 +113,7 @@ def test_reconstruct_gives_the_picture_back_in_its_own_scale(norm_pix, monkeypat
     if norm_pix:
         std, mean = torch.std_mean(patches, dim=-1, keepdim=True)
         perfect = (patches - mean) / std
-    monkeypatch.setattr(model, "forward_decoder", lambda latent, ids: perfect)
+    monkeypatch.setattr(model, "forward_decoder", lambda latent, ids_keep, ids_removed, removed_only: perfect)
     picture, mask = model.reconstruct(images, 0.75, torch.rand(2, 24))
     torch.testing.assert_close(picture, images, atol=1e-4, rtol=1e-4)
     assert mask.shape == images.shape and mask.mean() == 0.75
