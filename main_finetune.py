@@ -198,7 +198,7 @@ def main(args) -> dict:
                           None if args.aa == "none" else args.aa, args.num_workers, machine.device, args.sampler,
                           args.loader, world.rank, world.size)
 
-    model = place(build_model(args, train, criterion.cosine_head), machine, args.grad_checkpointing)
+    model = place(build_model(args, train, criterion.cosine_head), machine, args.grad_checkpointing, args.compile)
     if state is None:
         words += f", {start_weights(args, settings, model, criterion)}"
     groups = param_groups(model, args.weight_decay, args.layer_decay)

@@ -101,7 +101,7 @@ def main(args) -> dict:
                           args.hflip, None, args.num_workers, machine.device, loader=args.loader, process=world.rank,
                           processes=world.size)
 
-    model = place(build_model(args, images.record.channels), machine, args.grad_checkpointing)
+    model = place(build_model(args, images.record.channels), machine, args.grad_checkpointing, args.compile)
     stepper, schedule = build_training(args, model, param_groups(model, args.weight_decay), plan, machine, BLR)
     session = Session("pretrain", settings, run, stepper, images, plan, schedule, loader.batch_sampler, world, args.save_every,
                       args.save_steps)

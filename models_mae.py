@@ -5,6 +5,7 @@ patches, D width. In a mask 1 is removed, 0 is kept.
 """
 from functools import partial
 
+import timm.layers
 import torch
 import torch.nn.functional as F
 from timm.layers import PatchEmbed
@@ -83,6 +84,43 @@ def take(tokens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     return tokens.gather(1, ids.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
+class Attention(timm.layers.Attention):
+    """timm's attention, whose weights keep the products' type where they are plain products.
+
+    Autocast would keep them in float32 beside their copy in bf16, three times the memory, for a softmax that computes in
+    float32 either way.
+    """
+
+    def forward(self, x: torch.Tensor, attn_mask: torch.Tensor | None = None, **options) -> torch.Tensor:
+        if self.fused_attn or attn_mask is not None or any(options.values()):
+            return super().forward(x, attn_mask, **options)
+        N, tokens, _ = x.shape
+        q, k, v = self.qkv(x).reshape(N, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        with torch.autocast(x.device.type, enabled=False):
+            weights = ((q * self.scale) @ k.transpose(-2, -1)).softmax(dim=-1)
+            x = (self.attn_drop(weights) @ v).transpose(1, 2).reshape(N, tokens, -1)
+        return self.proj(x)
+
+
+class PatchLoss(nn.Module):
+    """Mean squared error of removed patches: true and predicted (N, M, p * p * C) -> scalar, in float32.
+
+    norm_pix: every true patch is normalised by its own mean and deviation first. A module, so that it can be compiled: it is
+    many passes over many pixels.
+    """
+
+    def __init__(self, norm_pix: bool):
+        super().__init__()
+        self.norm_pix = norm_pix
+
+    def forward(self, target: torch.Tensor, pred: torch.Tensor) -> torch.Tensor:
+        target = target.float()
+        if self.norm_pix:
+            mean, std = patch_statistics(target)
+            target = (target - mean) / std
+        return (pred.float() - target).square().mean()
+
+
 class MaskedAutoencoderViT(nn.Module):
     """Masked autoencoder with a ViT encoder that sees the visible patches only, and a light ViT decoder.
 
@@ -97,19 +135,21 @@ class MaskedAutoencoderViT(nn.Module):
         self.img_size, self.patch_size, self.in_chans = as_pair(img_size), patch_size, in_chans
         self.grid = patch_grid(img_size, patch_size)
         self.norm_pix_loss, self.grad_checkpointing = norm_pix_loss, False
+        self.patch_loss = PatchLoss(norm_pix_loss)
 
         self.patch_embed = PatchEmbed(self.img_size, patch_size, in_chans, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(sincos_2d(embed_dim, self.grid), requires_grad=False)
         self.blocks = nn.ModuleList(
-            Block(embed_dim, num_heads, mlp_ratio, qkv_bias=True, norm_layer=LayerNorm) for _ in range(depth))
+            Block(embed_dim, num_heads, mlp_ratio, qkv_bias=True, norm_layer=LayerNorm, attn_layer=Attention)
+            for _ in range(depth))
         self.norm = LayerNorm(embed_dim)
 
         self.decoder_embed = nn.Linear(embed_dim, decoder_embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_embed_dim))
         self.decoder_pos_embed = nn.Parameter(sincos_2d(decoder_embed_dim, self.grid), requires_grad=False)
         self.decoder_blocks = nn.ModuleList(
-            Block(decoder_embed_dim, decoder_num_heads, mlp_ratio, qkv_bias=True, norm_layer=LayerNorm)
+            Block(decoder_embed_dim, decoder_num_heads, mlp_ratio, qkv_bias=True, norm_layer=LayerNorm, attn_layer=Attention)
             for _ in range(decoder_depth))
         self.decoder_norm = LayerNorm(decoder_embed_dim)
         self.decoder_pred = nn.Linear(decoder_embed_dim, patch_size**2 * in_chans)
@@ -181,14 +221,6 @@ class MaskedAutoencoderViT(nn.Module):
         pred = self.decoder_pred(self.decoder_norm(x[:, -removed:] if removed_only else x[:, 1:]))
         return pred if removed_only else take(pred, ids.argsort(dim=1))
 
-    def forward_loss(self, target: torch.Tensor, pred: torch.Tensor) -> torch.Tensor:
-        """Mean squared error of removed patches: true and predicted (N, L - K, p * p * C) -> scalar, in float32."""
-        target = target.float()
-        if self.norm_pix_loss:
-            mean, std = patch_statistics(target)
-            target = (target - mean) / std
-        return (pred.float() - target).square().mean()
-
     def forward(self, imgs: torch.Tensor, mask_ratio: float = 0.75, noise: torch.Tensor | None = None,
                 loss_only: bool = False):
         """imgs (N, C, H, W) normalised -> loss (scalar), prediction (N, L, p * p * C), mask (N, L) with 1 removed.
@@ -203,8 +235,8 @@ class MaskedAutoencoderViT(nn.Module):
         pred = self.forward_decoder(self.forward_encoder(patches, ids_keep), ids_keep, ids_removed, removed_only=loss_only)
         target = take(patches, ids_removed)
         if loss_only:
-            return self.forward_loss(target, pred)
-        return self.forward_loss(target, take(pred, ids_removed)), pred, mask
+            return self.patch_loss(target, pred)
+        return self.patch_loss(target, take(pred, ids_removed)), pred, mask
 
     @torch.no_grad()
     def reconstruct(self, imgs: torch.Tensor, mask_ratio: float = 0.75, noise: torch.Tensor | None = None):

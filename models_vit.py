@@ -7,7 +7,7 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from models_mae import SIZES, LayerNorm, model_shape, patch_grid
+from models_mae import SIZES, Attention, LayerNorm, model_shape, patch_grid
 
 MODELS = {f"vit_{size}": shape for size, shape in SIZES.items()}
 # What a stage-1 checkpoint holds beside the encoder.
@@ -48,7 +48,8 @@ def build_vit(name: str, num_classes: int, img_size=224, in_chans: int = 3, drop
     patch_grid(img_size, patch)
     model = Classifier(
         img_size=img_size, patch_size=patch, in_chans=in_chans, num_classes=num_classes, global_pool=global_pool,
-        embed_dim=dim, depth=layers, num_heads=heads, qkv_bias=True, drop_path_rate=drop_path, norm_layer=LayerNorm)
+        embed_dim=dim, depth=layers, num_heads=heads, qkv_bias=True, drop_path_rate=drop_path, norm_layer=LayerNorm,
+        attn_layer=Attention)
     if cosine_head:
         model.head = CosineHead(dim, num_classes)
         return model

@@ -23,7 +23,7 @@ def _seed():
 def own_weights(model, images):
     """(layers, N, heads, T, T): what timm's attention gives to its dropout, which is the identity in evaluation."""
     seen = []
-    choose_attention(model, torch.device("cpu"))
+    choose_attention(model, torch.device("cpu"), None)
     hooks = [block.attn.attn_drop.register_forward_pre_hook(lambda _, args: seen.append(args[0])) for block in model.blocks]
     with torch.no_grad():
         model(images)

@@ -15,7 +15,8 @@ from util.metrics import groups
 def trained(finetune, tmp_path_factory):
     """A finished stage 2 with settings that differ from every default."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    return folder, finetune(folder, "--cls_token", "--crop_pct", .9, "--eval_every", 2, "--head_bias", "prior")
+    flags = ["--cls_token", "--crop_pct", .9, "--eval_every", 2, "--head_bias", "prior", "--device", "cpu"]
+    return folder, finetune(folder, *flags)
 
 
 def evaluate(*flags):

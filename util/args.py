@@ -19,6 +19,7 @@ from util.signals import SAVED, Stopped
 from util.steps import NonFiniteError
 
 PROJECT = Path(__file__).resolve().parent.parent
+NO_TEXT = "a file named with @ is no text: a recipe has one flag a line"
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,6 +30,8 @@ class Parser(argparse.ArgumentParser):
                          formatter_class=argparse.ArgumentDefaultsHelpFormatter)
 
     def convert_arg_line_to_args(self, line: str) -> list[str]:
+        if any("\udc80" <= letter <= "\udcff" for letter in line):
+            self.error(NO_TEXT)  # what newer Pythons read such bytes as
         try:
             return shlex.split(line, comments=True)
         except ValueError as error:
@@ -44,7 +47,7 @@ class Parser(argparse.ArgumentParser):
         try:
             args = super().parse_args(args, namespace)
         except UnicodeDecodeError:
-            self.error("a file named with @ is no text: a recipe has one flag a line")
+            self.error(NO_TEXT)
         except RecursionError:
             self.error("a recipe names itself with @: leave that line out")
         args.given = [name for name in defaults if getattr(args, name) is not unset]
@@ -79,6 +82,8 @@ def add_run_flags(parser: Parser) -> None:
                        "GPUs), an error where torch has none")
     group.add_argument("--grad_checkpointing", action="store_true", help="keep no activations within blocks and compute them "
                        "again: less memory, about a third more time")
+    group.add_argument("--compile", action="store_true", help="compile the transformer blocks (torch.compile): faster steps "
+                       "after a minute or so at the start; needs a C++ compiler on CPUs, Triton on GPUs")
 
 
 def add_data_flags(parser: Parser, scale: tuple[float, float]) -> None:

@@ -1,5 +1,6 @@
 """Which number type the matrix products run in."""
 import torch
+from timm.layers import DropPath
 from torch import nn
 
 
@@ -30,13 +31,61 @@ def native_bf16(device: torch.device) -> tuple[bool, str]:
     return False, f"bf16 is not chosen by itself on {device.type}"
 
 
-def choose_attention(model: nn.Module, device: torch.device) -> None:
-    """Take attention apart into plain matrix products on a CPU, where torch's fused kernel is the slower one for the short
-    sequences of small images, and keep the fused kernel elsewhere. The numbers agree to rounding.
+SHORT = 32  # patches up to which plain products in float32 are the faster ones on a CPU
+
+
+def choose_attention(model: nn.Module, device: torch.device, amp: torch.dtype | None) -> None:
+    """Choose between torch's fused attention kernel and plain matrix products by what benchmarks.attention measured.
+
+    Accelerators have a fast fused kernel. On CPUs it is the slower one in bf16, by 2 to 10 times, and in float32 for short
+    sequences. A rule and no timing at the start of a run, because the two differ in rounding: a run that is continued must go
+    on with the same numbers.
     """
+    height, width = model.patch_embed.grid_size
+    fused = device.type != "cpu" or (amp is None and height * width > SHORT)
     for module in model.modules():
         if hasattr(module, "fused_attn"):
-            module.fused_attn = device.type != "cpu"
+            module.fused_attn = fused
+
+
+class Uncompiled(nn.Module):
+    """A module that compilation leaves as it is."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    @torch.compiler.disable
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x)
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise ValueError where torch.compile cannot build for this device, before a run has begun."""
+    try:
+        torch.compile(lambda x: (x * 2).sin())(torch.ones(8, device=device))
+    except Exception as error:  # whatever the tools under it raise
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ValueError(f"--compile cannot build for {device.type} here ({first.strip()}): install a C++ compiler (for a GPU "
+                         "also Triton), or leave --compile out") from None
+
+
+def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
+    """Compile the transformer blocks of either stage's model in place, and stage 1's loss: names, draws and, to rounding,
+    numbers stay.
+
+    The blocks of a tower share one compilation, which takes seconds where a whole model takes minutes. Drop path is left out
+    of it: its rate differs from block to block, and its draws are then those of an uncompiled run. A batch of another size is
+    compiled once more, for any size.
+    """
+    # One function for both towers, training and evaluation, full and short batches: more variants than torch allows by itself.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
+    blocks = [*model.blocks, *getattr(model, "decoder_blocks", ())]
+    if any(isinstance(block.drop_path1, DropPath) for block in blocks):
+        for block in blocks:
+            block.drop_path1, block.drop_path2 = Uncompiled(block.drop_path1), Uncompiled(block.drop_path2)
+    for part in (*blocks, *([model.patch_loss] if hasattr(model, "patch_loss") else [])):
+        part.compile(backend=backend)
 
 
 def cpu_flags() -> set[str]:

@@ -27,7 +27,7 @@ from util.provenance import git_revision, slurm_job, versions
 RUN_FILES = ("args.json", "log.jsonl", "last.pth", "previous.pth", "metrics.json", "predictions.npz")
 # Flags that say where and how a run works, not what it computes: they may change when it is continued.
 MAY_CHANGE = {"output_dir", "resume", "device", "num_workers", "log_every", "save_every", "save_steps", "data_path",
-              "max_bad_steps", "skip_bad_images", "grad_checkpointing", "dist_timeout"}
+              "max_bad_steps", "skip_bad_images", "grad_checkpointing", "compile", "dist_timeout"}
 
 
 def say(message: str) -> None:

@@ -16,7 +16,7 @@ from datasets.skipping import SkipUnreadable
 from util.args import check_common
 from util.distributed import World, connect, local_device
 from util.lr import Schedule, scale_lr
-from util.precision import choose_amp, choose_attention
+from util.precision import check_compiler, choose_amp, choose_attention, compile_blocks
 from util.run import progress, say
 from util.seed import derive_seed, seed_everything
 from util.steps import Stepper, StepPlan, build_optimizer, derive_accumulation
@@ -82,11 +82,14 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def place(model: nn.Module, machine: Machine, grad_checkpointing: bool = False) -> nn.Module:
-    """The model on its device, with the attention that is fast there; memory traded for time where asked to."""
-    choose_attention(model, machine.device)
+def place(model: nn.Module, machine: Machine, grad_checkpointing: bool = False, compiled: bool = False) -> nn.Module:
+    """The model on its device, with the attention that is fast there; memory traded for time, or compiled, where asked to."""
+    choose_attention(model, machine.device, machine.amp)
     if grad_checkpointing:
         model.set_grad_checkpointing(True)
+    if compiled:
+        check_compiler(machine.device)
+        compile_blocks(model)
     return model.to(machine.device)
 
 

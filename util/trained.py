@@ -172,7 +172,7 @@ def classifier(settings: dict, channels: int, classes: int, cosine_head: bool = 
 
 def assemble(path, state: dict, model: nn.Module, device: torch.device, criterion: Loss | None = None) -> Trained:
     """Put the model on its device, with the attention that is fast there, beside what its checkpoint says."""
-    choose_attention(model, device)
+    choose_attention(model, device, None)
     record = record_of(state)
     return Trained(str(path), state["stage"], model.to(device).eval(), state["args"], record, Normalize(record, device),
                    state["progress"]["epoch"], state["class_names"], state["class_counts"], criterion)
