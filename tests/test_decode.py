@@ -135,6 +135,14 @@ def test_cmyk_is_seen_in_its_colours(both):
     assert Image.open(io.BytesIO(data)).mode == "CMYK" and np.abs(both(data) - np.array(SMALL).astype(int)).mean() < 3
 
 
+def test_lab_is_seen_in_its_colours_and_in_gray(both):
+    # L of 0 to 255 for black to white; a and b around 0, the neutral tones.
+    neutral = np.stack([np.linspace(0, 255, 2400).reshape(40, 60).astype(np.uint8), *np.zeros((2, 40, 60), np.uint8)], 2)
+    data = encoded(Image.frombytes("LAB", (60, 40), neutral.tobytes()), "TIFF")
+    colours, gray = both(data), both(data, 1)
+    assert np.abs(colours - gray).max() <= 2 and gray[0, 0, 0] <= 1 and gray[-1, -1, 0] >= 254
+
+
 def test_palettes_and_transparency(both):
     palette = SMALL.quantize(16)
     colours = np.array(palette.convert("RGB"))
