@@ -79,6 +79,18 @@ def folder_of_ones_own(tree):
     return dict(name="folder", data_path=tree.root)
 
 
+def test_a_folder_whose_splits_are_called_otherwise(tree):
+    where = folder_of_ones_own(tree)
+    assert "note:" not in tree.run(**where)[1]
+    (tree.root / "test").rename(tree.root / "valid")
+    (tree.root / "more").mkdir()
+    (tree.root / "notes.txt").touch()
+    (tree.root / "broken").symlink_to("gone")
+    code, text, _ = tree.run(**where)
+    assert code == 0 and text.count("note:") == 2 and "\nnote: only train, val and test are read, and not more, valid\n" in text
+    assert "\nnote: there is no split test, which stage 2 scores: it needs --split val or --val_fraction\n" in text
+
+
 def test_pictures_that_are_left_out_are_a_finding_and_hidden_files_a_note(tree):
     where = folder_of_ones_own(tree)
     image = (tree.root / "train" / WNIDS[0] / f"{WNIDS[0]}_0.JPEG").read_bytes()
