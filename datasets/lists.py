@@ -140,6 +140,8 @@ def wrong_path(name: bytes) -> str | None:
         return f"{printable(name[:60])}... has {len(name):,} bytes, and a path at most {LONGEST:,}"
     if name.startswith(b"/"):
         return f"{printable(name)} is absolute: paths in a list are relative to the data's folder"
+    if b"\0" in name:
+        return f"{printable(name)} has a zero byte in it"
     if b"\r" in name:
         return f"{printable(name[:60])} has a carriage return in it: end lines with LF or CRLF"
     # The parts are looked at only where two dots occur at all: this runs for each of half a million lines.

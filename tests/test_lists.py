@@ -239,6 +239,10 @@ def test_a_prepared_folder_says_what_is_wrong_with_it(picture_folder, tmp_path):
         write(out=picture_folder)
     fails("holds the data set inat18, not places_lt", name="places_lt")
     fails("has no split val; it has train", split="val")
+    (tmp_path / "out" / "images").symlink_to(picture_folder / "train")
+    text = (tmp_path / "out" / "dataset.json").read_text()
+    (tmp_path / "out" / "dataset.json").write_text(text.replace(str((picture_folder / "train").resolve()), "images"))
+    assert prepared_images("inat18", tmp_path / "out", "train", record).image(0).mode == "RGB"  # relative to dataset.json
     write(root=picture_folder)
     fails("no image at .*/cat/00.png, the first of .*train.txt: if the images have moved, set \"root\"")
     write()
@@ -255,6 +259,7 @@ def test_a_prepared_folder_says_what_is_wrong_with_it(picture_folder, tmp_path):
     (lambda r: r["splits"]["train"].pop("sha256"), "has no key splits.train.sha256: prepare the data set again"),
     (lambda r: r["splits"].update(train=3), "splits.train is 3, expected an object: prepare"),
     (lambda r: r["splits"]["train"].update(file=None), "splits.train.file is None, expected a text"),
+    (lambda r: r["splits"]["train"].update(file="../train.txt"), "splits.train.file is ../train.txt, expected train.txt: prep"),
     (lambda r: r.update(root=["a"]), r"root is \['a'\], expected a text"),
     (lambda r: r.update(class_names="cat"), "class_names is 'cat', expected a list"),
     (lambda r: r["class_names"].append(2), r"class_names.2. is 2, expected a text"),
