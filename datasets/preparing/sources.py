@@ -180,8 +180,8 @@ def _category_names(path: Path, categories: list) -> list[str]:
         raise ValueError(f"{printable(path)}: none of the {len(categories)} categories has the id {gap}; labels are "
                          f"category ids, so these must be 0 to {len(categories) - 1}")
     ordered = [names[label] for label in range(len(categories))]
-    usable = all(isinstance(name, str) and name.strip() and encodable(name) for name in ordered) and len(set(ordered)) == len(ordered)
-    return ordered if usable else [str(label) for label in range(len(categories))]
+    usable = all(isinstance(name, str) and name.strip() and encodable(name) for name in ordered)
+    return ordered if usable and len(set(ordered)) == len(ordered) else [str(label) for label in range(len(categories))]
 
 
 def val_labels(given: Sequence[Path], source: Path) -> Path | None:
