@@ -73,6 +73,8 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
 
 def photograph(image: Image.Image, channels: int) -> Image.Image:
     """An opened image -> its picture, upright, 8 bits a channel, mode "L" or "RGB"."""
+    if image.format == "EPS":  # Pillow would have Ghostscript run it, where that is installed
+        raise ValueError("PostScript, which is a program and no picture")
     image.load()
     upright = turn(image)
     if image.mode.startswith("I;16") or image.mode == "I" and image.format in ("PNG", "PPM"):

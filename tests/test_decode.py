@@ -185,6 +185,7 @@ def resized_header(data: bytes, side: int) -> bytes:
     (lambda: encoded(SMALL)[:-300] + b"\xff\xd9" + bytes(9), None),
     (lambda: resized_header(encoded(SMALL), 60000), "exceeds limit of"),
     (lambda: png((60000, 60000, 8, 2), b""), "exceeds limit of"),
+    (lambda: encoded(SMALL, "EPS"), "PostScript, which is a program and no picture"),
     (lambda: encoded(Image.fromarray(RAMP.astype(np.int32)), "TIFF"), "32 bits a pixel (I)"),
     (lambda: encoded(Image.fromarray(RAMP.astype(np.float32)), "TIFF"), "32 bits a pixel (F)")])
 def test_what_is_no_picture_is_refused_by_both(both, refused, make, words):
