@@ -20,7 +20,7 @@ try:
 except ImportError:  # torchvision 0.29 announces that a later one goes without; Pillow gives the same pixels, slower
     decode_jpeg = None
 
-REMEDY = "replace it or take it out of the data set; training passes over a few with --skip_bad_images N"
+REMEDY = "replace it or take it out of the data set; of training images, --skip_bad_images N passes over a few"
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
@@ -73,6 +73,8 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
 
 def photograph(image: Image.Image, channels: int) -> Image.Image:
     """An opened image -> its picture, upright, 8 bits a channel, mode "L" or "RGB"."""
+    if image.format == "EPS":  # Pillow would have Ghostscript run it, where that is installed
+        raise ValueError("PostScript, which is a program and no picture")
     image.load()
     upright = turn(image)
     if image.mode.startswith("I;16") or image.mode == "I" and image.format in ("PNG", "PPM"):
@@ -82,6 +84,8 @@ def photograph(image: Image.Image, channels: int) -> Image.Image:
         raise ValueError(f"32 bits a pixel ({image.mode}), which have no black and white: save it with 8 or 16")
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # the same colours, without a warning for every file
+    elif image.mode == "LAB":
+        image = image.convert("RGB")  # Pillow knows no way from there to gray
     image = image.convert("L" if channels == 1 else "RGB")
     return image if upright is None else image.transpose(upright)
 

@@ -7,7 +7,7 @@ import numpy as np
 from datasets.entries import EXTENSIONS, Contents, LeftOut, is_file, is_folder, look, pictures_below
 from datasets.imageset import FileImages, Record
 from datasets.lists import line_of, read_list, read_text
-from datasets.paths import PathTable, in_unicode, printable
+from datasets.paths import FORMS, PathTable, composed, in_unicode, printable
 
 NO_LABEL = "(no label)"
 BESIDE = "lying beside the class folders and not in one"
@@ -39,8 +39,7 @@ def folder_images(data_path: str | Path, split: str, record: Record) -> FileImag
     paths, labels = [], []
     for folder in top.folders:
         if folder not in label_of:
-            raise ValueError(f"{printable(root / split / folder)} is a class that the training images do not have: known are "
-                             f"{len(names)} classes, {', '.join(map(printable, names[:5]))} ...")
+            raise ValueError(f"{printable(root / split / folder)} {unknown_class(folder, names)}")
         files = class_images(root, f"{split}/{folder}", left_out)
         paths += files
         labels += [label_of[folder]] * len(files)
@@ -54,6 +53,15 @@ def folder_images(data_path: str | Path, split: str, record: Record) -> FileImag
                          + "".join(f"; {note}" for note in left_out.notes()))
     left_out.tell()
     return FileImages(root, np.array(labels), shown, record, PathTable(paths), source=printable(root / split))
+
+
+def unknown_class(folder: str, names: list[str]) -> str:
+    """What is wrong with a class folder that is none of `names`, in words."""
+    twin = next((name for name in names if composed(name) == composed(folder)), None)
+    if twin is not None:
+        return f"is {ascii(folder)}, and the class {ascii(twin)} has the same letters: {FORMS}"
+    return (f"is a class that the training images do not have: known are {', '.join(map(printable, names[:5]))}"
+            f"{', ...' * (len(names) > 5)}, {len(names)} in all")
 
 
 def check_split(root: Path, split: str) -> None:

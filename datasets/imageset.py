@@ -81,7 +81,6 @@ class ImageSet:
         part.details = {**self.details, "indices_hash": indices_hash(indices)}
         return part
 
-
     def in_order(self, class_names: list[str]) -> "ImageSet":
         """The same images with labels that count in the order of class_names, which has the same names."""
         place = {name: k for k, name in enumerate(class_names)}

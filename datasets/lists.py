@@ -9,6 +9,8 @@ import numpy as np
 
 from datasets.paths import PathTable, open_file, printable
 
+LONGEST = 4095  # bytes of a path; longer ones no system opens
+
 
 class ListError(ValueError):
     """A line that cannot be read; the message begins with file:line."""
@@ -32,7 +34,8 @@ def read_list(path: str | Path, num_classes: int | None = None) -> tuple[PathTab
         more = f" ({len(problems)} lines are wrong; python -m datasets.verify lists them)" if len(problems) > 1 else ""
         raise ListError(problems[0] + more)
     if not paths:
-        raise ValueError(f"{printable(path)} lists no image: expected lines `relative/path label`")
+        expected = "rows below the header" if is_csv(path) else "lines `relative/path label`"
+        raise ValueError(f"{printable(path)} lists no image: expected {expected}")
     return PathTable(paths), np.array(labels, dtype=np.int64)
 
 
@@ -40,7 +43,7 @@ def rows(path: str | Path, report: Callable[[int, str], None],
          num_classes: int | None = None) -> Iterator[tuple[int, bytes, int]]:
     """(line number from 1, path, label) of every line that is right; report(number, words) for every one that is not."""
     data = read_text(Path(path))
-    for number, name, label in (csv_rows if Path(path).suffix.lower() == ".csv" else word_rows)(path, data, report):
+    for number, name, label in (csv_rows if is_csv(path) else word_rows)(path, data, report):
         # isdigit of bytes is true for ASCII digits only; nothing else is a label, "+1", "1_0" and "1.0" included.
         if not label.isdigit() or len(label) > 9:
             report(number, wrong_label(label))
@@ -51,6 +54,11 @@ def rows(path: str | Path, report: Callable[[int, str], None],
             report(number, reason)
         else:
             yield number, name, int(label)
+
+
+def is_csv(path: str | Path) -> bool:
+    """Whether a list is a CSV, by its name."""
+    return Path(path).suffix.lower() == ".csv"
 
 
 def line_of(path: Path, index: int) -> str:
@@ -81,28 +89,44 @@ def word_rows(path, data: bytes, report) -> Iterator[tuple[int, bytes, bytes]]:
 
 
 def csv_rows(path, data: bytes, report) -> Iterator[tuple[int, bytes, bytes]]:
-    """Lines of a CSV whose header names the columns path and label; others are left alone."""
-    reader = csv.DictReader(io.StringIO(data.decode("utf-8", "surrogateescape"), newline=""))
-    header = [name.strip() for name in reader.fieldnames or []]
+    """Rows of a CSV whose header names the columns path and label; other columns are left alone."""
+    reader = csv.reader(io.StringIO(data.decode("utf-8", "surrogateescape"), newline=""), strict=True)
+    header, number = csv_header(path, reader), reader.line_num + 1
+    columns = header.index("path"), header.index("label")
+    try:
+        for cells in reader:
+            name, label = ("".join(cells[k:k + 1]).strip().encode("utf-8", "surrogateescape") for k in columns)
+            if any(cells[len(header):]):
+                report(number, f"{len(cells)} cells under a header of {len(header)}: a path with a comma in it stands in "
+                               "double quotes")
+            elif name or label:
+                yield number, name, label
+            number = reader.line_num + 1  # a cell may hold line breaks: a row is called by its first line
+    except csv.Error as error:
+        report(number, f"no line of a CSV ({error}): see that every double quote is closed")
+
+
+def csv_header(path, reader) -> list[str]:
+    """Names of a CSV's columns, path and label once each among them; ListError where they are not."""
+    try:
+        header = [name.strip() for name in next(reader, [])]
+    except csv.Error as error:
+        raise ListError(f"{printable(path)}:1: no header of a CSV ({error}): expected the columns path and label") from None
     if not {"path", "label"} <= set(header):
+        found = ", ".join(map(printable, header))
         raise ListError(f"{printable(path)}:1: the header of a CSV must name the columns path and label, found "
-                        f"{', '.join(header) or 'nothing'}")
+                        f"{found[:100] or 'nothing'}{'...' * (len(found) > 100)}")
     if header.count("path") > 1 or header.count("label") > 1:
         twice = "path" if header.count("path") > 1 else "label"
         raise ListError(f"{printable(path)}:1: the header of a CSV names {twice} twice")
-    reader.fieldnames = header
-    try:
-        for row in reader:
-            name, label = ((row[key] or "").strip().encode("utf-8", "surrogateescape") for key in ("path", "label"))
-            if name or label:
-                yield reader.line_num, name, label
-    except csv.Error as error:
-        report(reader.line_num + 1, f"no line of a CSV ({error})")
+    return header
 
 
 def wrong_label(label: bytes) -> str:
     """Why a word is no label."""
     text = printable(label)
+    if not text:
+        return "a path and no label: labels count from 0"
     if text.startswith("-") and text[1:].isdigit():
         return f"label {text} is negative: labels count from 0"
     return f"label {text!r} is no whole number: labels count from 0"
@@ -112,8 +136,12 @@ def wrong_path(name: bytes) -> str | None:
     """Why a path of a list may not be read, None if it may."""
     if not name:
         return "no path before the label"
+    if len(name) > LONGEST:
+        return f"{printable(name[:60])}... has {len(name):,} bytes, and a path at most {LONGEST:,}"
     if name.startswith(b"/"):
         return f"{printable(name)} is absolute: paths in a list are relative to the data's folder"
+    if b"\0" in name:
+        return f"{printable(name)} has a zero byte in it"
     if b"\r" in name:
         return f"{printable(name[:60])} has a carriage return in it: end lines with LF or CRLF"
     # The parts are looked at only where two dots occur at all: this runs for each of half a million lines.

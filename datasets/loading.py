@@ -118,9 +118,8 @@ def train_loader(images: ImageSet, size: tuple[int, int], batch_size: int, seed:
     loader: who decodes and resizes images in files; "fast" is torch and torchvision, "pil" the exact reference.
 
     Call loader.batch_sampler.set_epoch(epoch, micro-batches) each epoch. process, processes: which part of tar shards this
-    process reads; of all other sets any process can read any micro-batch.
-     Shifts and flips of images in memory run on the device in batches,
-    everything else in workers; which of the two is a matter of the settings alone, never of the machine.
+    process reads; of all other sets any process can read any micro-batch. Shifts and flips of images in memory run on the
+    device in batches, everything else in workers; which of the two is a matter of the settings alone, never of the machine.
     """
     device = device or torch.device("cpu")
     if isinstance(images, ShardImages):

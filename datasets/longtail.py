@@ -46,7 +46,7 @@ def longtail_counts_of(class_counts, factor, class_names=None):
         k = int(counts.argmin()) if counts.size else 0
         name = f" ({class_names[k]!r})" if class_names is not None and counts.size else ""
         raise ValueError(f"--imb_factor {factor:g} leaves class {k}{name} without an image: these classes have "
-                         f"{have.min(initial=0)} to {have.max(initial=0)}; use a smaller factor")
+                         f"{min(have.tolist(), default=0)} to {have.max(initial=0)} images; use a smaller factor")
     return counts
 
 

@@ -1,11 +1,14 @@
 """Many file names in two arrays, and file names in messages."""
 import os
 import stat
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+
+FORMS = "one of the two is in Unicode's decomposed form, as macOS writes it: rename it to the other"
 
 
 class PathTable:
@@ -51,13 +54,23 @@ def printable(path) -> str:
 
 def in_unicode(names: list[str], where: str) -> list[str]:
     """Class names as every figure and file can hold them: bytes that are no UTF-8 become escapes. ValueError where two names
-    become one."""
+    become one, or are the same letters."""
     shown = [name if encodable(name) else printable(name) for name in names]
     twice = next((name for name in shown if shown.count(name) > 1), None) if len(set(shown)) < len(shown) else None
     if twice is not None:
         raise ValueError(f"two classes of {where} would both be written as {twice}, since the name of one is no UTF-8: rename "
                          "that one")
+    first: dict[str, str] = {}
+    for name in shown:
+        if first.setdefault(composed(name), name) != name:
+            raise ValueError(f"two classes of {where} are the same letters, {ascii(first[composed(name)])} and {ascii(name)}: "
+                             f"{FORMS}")
     return shown
+
+
+def composed(name: str) -> str:
+    """A name in Unicode's composed form; macOS writes names of files in the other one, in which an accent stands alone."""
+    return unicodedata.normalize("NFC", name)
 
 
 def encodable(name: str) -> bool:

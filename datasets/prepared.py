@@ -71,7 +71,8 @@ def check_free(out: Path, name: str) -> None:
 
 
 def read_description(folder: str | Path) -> dict:
-    """The content of dataset.json in a prepared folder. ValueError where there is none, or none of this format."""
+    """The content of dataset.json in a prepared folder; a root that is relative is so to that folder. ValueError where there is
+    none, or none of this format."""
     path = Path(folder) / FILE
     try:
         with open_file(path) as file:
@@ -82,7 +83,11 @@ def read_description(folder: str | Path) -> dict:
     if not record:
         raise ValueError(f"{printable(path)} is no description of a prepared data set (format {FORMAT}): make one with "
                          "python -m datasets.prepare")
-    return record
+    for split, entry in record["splits"].items():
+        if entry["file"] != f"{split}.txt":
+            raise ValueError(f"{printable(path)}: splits.{printable(split)}.file is {printable(entry['file'])}, expected "
+                             f"{printable(split)}.txt: prepare the data set again")
+    return {**record, "root": os.path.join(folder, record["root"])}
 
 
 def prepared_images(name: str, data_path: str | Path | None, split: str, record: Record) -> FileImages:

@@ -1,5 +1,6 @@
 """Training images of which a few may be unreadable: `--skip_bad_images N`."""
 import multiprocessing
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -14,7 +15,8 @@ class SkipUnreadable:
     """An image set in which up to `limit` distinct unreadable images are replaced; in all else it is `images`.
 
     An unreadable image shows the next readable one of its class in index order, wrapping: a function of the files alone,
-    so that it does not matter which process reads. What was found is shared with the workers, forked or spawned.
+    so that it does not matter which process reads. What was found is shared with the workers, forked or spawned, and kept
+    in checkpoints: the limit is that of a run, however often it is continued.
     """
 
     def __init__(self, images: ImageSet, limit: int):
@@ -41,18 +43,31 @@ class SkipUnreadable:
         return self._readable(self.images.pixels, index)
 
     @property
-    def unreadable(self) -> list[tuple[str, str]]:
-        """(id, reason) of what was replaced so far, in the order of the ids."""
+    def found(self) -> list[tuple[int, str]]:
+        """(index, reason) of what was replaced so far, in the order in which it was found."""
         indices = self._indices()
         reasons = [self._reasons[i * REASON_BYTES:(i + 1) * REASON_BYTES].rstrip(b"\0") for i in range(len(indices))]
-        return sorted((printable(self.images.ids[index]), reason.decode(errors="replace"))
-                      for index, reason in zip(indices, reasons, strict=True))
+        return [(index, reason.decode(errors="replace")) for index, reason in zip(indices, reasons, strict=True)]
 
-    def check_limit(self, names: list[str]) -> None:
-        """Raise UnreadableImage where `names`, the unreadable images that all processes have found, are more than allowed."""
-        if len(names) > self.limit:
+    @property
+    def unreadable(self) -> list[tuple[str, str]]:
+        """(id, reason) of what was replaced so far, in the order of the ids."""
+        return sorted((printable(self.images.ids[index]), reason) for index, reason in self.found)
+
+    def remember(self, found: Iterable[tuple[int, str]]) -> None:
+        """Take down what other processes, or a run before it was continued, have found, as `found` has it.
+
+        Raises UnreadableImage where that makes more than are allowed.
+        """
+        together = dict(self.found)
+        for index, reason in found:
+            together.setdefault(index, reason)
+        if len(together) > self.limit:
+            names = sorted(printable(self.images.ids[index]) for index in together)
             raise UnreadableImage(f"{len(names)} images cannot be read, more than --skip_bad_images {self.limit} allows: "
                                   f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}: repair the data, or allow more")
+        for index, reason in together.items():
+            self._count(index, UnreadableImage("", reason))
 
     def _indices(self) -> list[int]:
         found = self._found.get_obj()
@@ -74,8 +89,8 @@ class SkipUnreadable:
                 except UnreadableImage as error:
                     self._count(other, error)
         name = self.images.class_names[self.images.labels[index]]
-        raise UnreadableImage(f"no image of the class {name!r} can be read, the last one {printable(self.images.ids[index])}: "
-                              "check where the images are")
+        raise UnreadableImage(f"no image of the class {name!r} can be read, the last one {printable(self.images.ids[index])} "
+                              f"({dict(self.found)[index]}): check where the images are")
 
     def _count(self, index: int, error: UnreadableImage) -> None:
         """Take down an unreadable image, or raise where it is one too many."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets import FACTORS, records
-from datasets.entries import is_file, is_folder
+from datasets.entries import is_file, is_folder, such_as
 from datasets.folder import NO_LABEL
 from datasets.imageset import FileImages, Record
 from datasets.longtail import longtail_counts_of
@@ -23,7 +23,7 @@ from datasets.paths import printable
 from datasets.shards import ShardImages
 from datasets.verifying import checks
 from datasets.verifying.causes import PLACES_STANDARD_MOST, Facts, likely_causes
-from datasets.verifying.inventory import READERS, Inventory, take_inventory
+from datasets.verifying.inventory import READERS, SPLITS, Inventory, take_inventory
 from datasets.verifying.listing import EMPTY_CLASS, Problem
 from datasets.verifying.scan import MISSING, OK, Scan, file_problems, read_images, scan_files
 from datasets.verifying.tars import READABLE, SHARDS, tar_problems
@@ -44,6 +44,12 @@ def shape(counts: np.ndarray) -> tuple[str, str]:
 def check_reading(found: Inventory, verdict: Verdict) -> None:
     """What was wrong already while lists and folders were read."""
     verdict.notes += found.left_out.hidden_note()
+    if found.name in ("folder", "list") and "test" not in found.splits:
+        verdict.notes.append("there is no split test, which stage 2 scores: it needs --split val or --val_fraction")
+    others = [name for name in names_in(found.root) if name not in SPLITS and not name.startswith(".")
+              and os.path.isdir(found.root / name)] if found.name == "folder" else []
+    if others:
+        verdict.notes.append(f"only train, val and test are read, and not {such_as(others)}")
     for kind in found.checked:
         verdict.check(kind, "none wrong", [problem for problem in found.problems if problem.kind == kind], "all right")
 
@@ -174,7 +180,7 @@ def verify(found: Inventory, decode: bool = False, num_workers: int | None = Non
         check_shards(found.shards, decode, verdict, num_workers, bar)
     if found.has_lists:
         check_paths(found, verdict)
-    if decode:
+    if decode and not found.shards:
         check_content(found, scans, verdict, num_workers, bar)
     elif scans:
         verdict.compare("images readable", None, "not looked at (--decode)")

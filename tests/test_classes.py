@@ -68,7 +68,8 @@ def test_inat_labels_are_category_ids_not_places_in_a_sorted_tree(tmp_path):
 
 def test_inat_names_are_ids_where_the_categories_have_none_or_share_them(tmp_path):
     made = build("inat", tmp_path, lists="json")
-    for change in (lambda entry: entry | {"name": ""}, lambda entry: entry | {"name": "Genus"}):
+    for change in (lambda entry: entry | {"name": ""}, lambda entry: entry | {"name": "Genus"},
+                   lambda entry: entry | {"name": f"{entry['id']}\ud800"}):
         for file in made.lists.iterdir():
             content = json.loads(file.read_text())
             content["categories"] = [change(entry) for entry in content["categories"]]
@@ -83,6 +84,8 @@ def test_inat_names_are_ids_where_the_categories_have_none_or_share_them(tmp_pat
     (lambda c: c["images"][3].update(file_name=None), r"images\[3\] needs file_name and id"),
     (lambda c: c["images"][3].update(file_name="train_val2018/../x.jpg"), r"images\[3\]: train_val2018/../x.jpg leads out"),
     (lambda c: c["images"][3].update(file_name="/x.jpg"), r"images\[3\]: /x.jpg is absolute"),
+    (lambda c: c["images"][3].update(file_name="a/\ud800.jpg"), r"images\[3\]: 'a/.ud800.jpg' is no Unicode"),
+    (lambda c: c["images"][3].update(file_name="a\0/x.jpg"), r"images\[3\]: a.x00/x.jpg has a zero byte in it"),
     (lambda c: c["images"][3].update(id=c["images"][1]["id"]), r"images\[[13]\] has the id \d+ of another image"),
     (lambda c: c["images"][3].update(id=2**70), "images have ids beyond 64 bits"),
     (lambda c: c["annotations"][2].update(image_id=1), r"annotations\[2\] has an image_id that no image has"),

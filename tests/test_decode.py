@@ -135,6 +135,14 @@ def test_cmyk_is_seen_in_its_colours(both):
     assert Image.open(io.BytesIO(data)).mode == "CMYK" and np.abs(both(data) - np.array(SMALL).astype(int)).mean() < 3
 
 
+def test_lab_is_seen_in_its_colours_and_in_gray(both):
+    # L of 0 to 255 for black to white; a and b around 0, the neutral tones.
+    neutral = np.stack([np.linspace(0, 255, 2400).reshape(40, 60).astype(np.uint8), *np.zeros((2, 40, 60), np.uint8)], 2)
+    data = encoded(Image.frombytes("LAB", (60, 40), neutral.tobytes()), "TIFF")
+    colours, gray = both(data), both(data, 1)
+    assert np.abs(colours - gray).max() <= 2 and gray[0, 0, 0] <= 1 and gray[-1, -1, 0] >= 254
+
+
 def test_palettes_and_transparency(both):
     palette = SMALL.quantize(16)
     colours = np.array(palette.convert("RGB"))
@@ -177,6 +185,7 @@ def resized_header(data: bytes, side: int) -> bytes:
     (lambda: encoded(SMALL)[:-300] + b"\xff\xd9" + bytes(9), None),
     (lambda: resized_header(encoded(SMALL), 60000), "exceeds limit of"),
     (lambda: png((60000, 60000, 8, 2), b""), "exceeds limit of"),
+    (lambda: encoded(SMALL, "EPS"), "PostScript, which is a program and no picture"),
     (lambda: encoded(Image.fromarray(RAMP.astype(np.int32)), "TIFF"), "32 bits a pixel (I)"),
     (lambda: encoded(Image.fromarray(RAMP.astype(np.float32)), "TIFF"), "32 bits a pixel (F)")])
 def test_what_is_no_picture_is_refused_by_both(both, refused, make, words):

@@ -56,7 +56,7 @@ def test_what_is_wrong_with_a_tree_is_named(picture_folder, tmp_path):
     with pytest.raises(ValueError, match="no image below"):
         build_dataset("folder", "train", tmp_path, **STATISTICS)
     (tmp_path / "test").symlink_to(picture_folder / "test")
-    with pytest.raises(ValueError, match="dog is a class that the training images do not have"):
+    with pytest.raises(ValueError, match="dog is a class that the training images do not have: known are cat, 1 in all$"):
         build_dataset("folder", "test", tmp_path, **STATISTICS)
 
 
@@ -174,6 +174,16 @@ def test_a_class_whose_name_is_no_utf8_passes_stage_2(copy, finetune, tmp_path, 
     capsys.readouterr().out.encode()
     (copy / "train" / "caf\\xe9").mkdir()
     refused(r"two classes of .* would both be written as caf\\xe9, since the name of one is no UTF-8: rename", copy)
+
+
+def test_names_of_the_same_letters_in_two_unicode_forms_are_told_apart(copy):
+    composed, decomposed = "caf\xe9", "cafe\u0301"
+    (copy / "train" / "elk").rename(copy / "train" / composed)
+    (copy / "test" / "elk").rename(copy / "test" / decomposed)
+    for words in (r"test/\S+ is 'cafe.u0301', and the class 'caf.xe9' has the same letters: one of the two is",
+                  r"two classes of \S+ are the same letters, 'cafe.u0301' and 'caf.xe9': one of the two"):
+        refused(words, copy, split="test")
+        shutil.copytree(copy / "train" / composed, copy / "train" / decomposed, dirs_exist_ok=True)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"no CIFAR-100-LT archives at {SHARED}")

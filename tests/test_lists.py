@@ -85,8 +85,14 @@ def test_a_wrong_line_is_named_with_file_and_line(tmp_path, line, words, suffix)
     ("train.csv", b"file,label\na.png,0\n", "must name the columns path and label, found file, label"),
     ("train.txt", b"a.png 0\rb.png 1\r", "train.txt:1: a.png 0\\rb.png has a carriage return in it: end lines with LF or CRLF"),
     ("train.csv", b"path,label,label\na.png,0,1\n", "train.csv:1: the header of a CSV names label twice"),
-    ("train.csv", b"", "found nothing"), ("train.csv", b"path,label\na.png\n", "train.csv:2: label '' is no whole number"),
+    ("train.csv", b"", "found nothing"), ("train.csv", b"path,label\na.png\n", "train.csv:2: a path and no label: labels"),
     ("train.csv", b"path,label\na.png,0\n\"" + b"x" * 200_000 + b"\",1\n", "train.csv:3: no line of a CSV (field larger than"),
+    ("train.csv", b'path,label\na.png,0\n\n"b.png,1\nc.png,0\n', "train.csv:4: no line of a CSV (unexpected end of data): see"),
+    ("train.csv", b'path,label\n"a\nb.png",0\nc.png,x\n', "train.csv:4: label 'x' is no whole number"),
+    ("train.csv", b"label,path\n0,a.png,\n1,b, c.png\n", "train.csv:3: 3 cells under a header of 2: a path with a comma"),
+    ("train.csv", b'"path,label\na.png,0\n', "train.csv:1: no header of a CSV (unexpected end of data): expected the columns"),
+    ("train.csv", b"path,label\n", "train.csv lists no image: expected rows below the header"),
+    ("train.txt", b"x" * 4096 + b" 0\n", "train.txt:1: " + "x" * 60 + "... has 4,096 bytes, and a path at most 4,095"),
     ("train.csv", b"path,label\n,3\n", "train.csv:2: no path before the label"),
     ("train.txt", b"a.png 0\nb.png\n", "train.txt:2: 'b.png' has no label: expected `relative/path label`"),
     ("train.txt", b"a.png x\nb.png y\n", "train.txt:1: label 'x' is no whole number: labels count from 0 (2 lines are wrong")])
@@ -233,6 +239,10 @@ def test_a_prepared_folder_says_what_is_wrong_with_it(picture_folder, tmp_path):
         write(out=picture_folder)
     fails("holds the data set inat18, not places_lt", name="places_lt")
     fails("has no split val; it has train", split="val")
+    (tmp_path / "out" / "images").symlink_to(picture_folder / "train")
+    text = (tmp_path / "out" / "dataset.json").read_text()
+    (tmp_path / "out" / "dataset.json").write_text(text.replace(str((picture_folder / "train").resolve()), "images"))
+    assert prepared_images("inat18", tmp_path / "out", "train", record).image(0).mode == "RGB"  # relative to dataset.json
     write(root=picture_folder)
     fails("no image at .*/cat/00.png, the first of .*train.txt: if the images have moved, set \"root\"")
     write()
@@ -249,6 +259,7 @@ def test_a_prepared_folder_says_what_is_wrong_with_it(picture_folder, tmp_path):
     (lambda r: r["splits"]["train"].pop("sha256"), "has no key splits.train.sha256: prepare the data set again"),
     (lambda r: r["splits"].update(train=3), "splits.train is 3, expected an object: prepare"),
     (lambda r: r["splits"]["train"].update(file=None), "splits.train.file is None, expected a text"),
+    (lambda r: r["splits"]["train"].update(file="../train.txt"), "splits.train.file is ../train.txt, expected train.txt: prep"),
     (lambda r: r.update(root=["a"]), r"root is \['a'\], expected a text"),
     (lambda r: r.update(class_names="cat"), "class_names is 'cat', expected a list"),
     (lambda r: r["class_names"].append(2), r"class_names.2. is 2, expected a text"),

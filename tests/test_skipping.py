@@ -14,6 +14,7 @@ from datasets.decode import UnreadableImage
 from datasets.loading import train_loader
 from datasets.skipping import SkipUnreadable
 from tests.conftest import DECODER, TINY
+from tests.test_resume import Cut, cut_after  # noqa: F401 (a fixture)
 from util.args import run_command
 from util.run import RunFolder
 
@@ -64,11 +65,49 @@ def test_one_more_than_allowed_is_refused_and_the_same_one_counts_once(damaged):
     assert len(images.unreadable) == 2
 
 
+def test_what_was_found_elsewhere_is_remembered_and_counts_once(damaged):
+    images, other = load(damaged, 3), load(damaged, 3)
+    for each, name in ((images, "cat/04.png"), (other, "cat/04.png"), (other, "elk/04.png")):
+        each.image(place(each, name))
+    (damaged / "train" / "elk" / "04.png").write_bytes((damaged / "train" / "elk" / "00.png").read_bytes())
+    images.remember([(index, f"otherwise, {why}") for index, why in other.found])
+    assert images.unreadable == [("train/cat/04.png", "no image that Pillow knows"),
+                                 ("train/elk/04.png", "otherwise, the file is empty")]
+    # What was replaced stays so, though it is readable now: a continued run shows what an uninterrupted one does.
+    assert np.array_equal(images.image(place(images, "elk/04.png")), images.images.image(place(images, "elk/00.png")))
+    few = load(damaged, 1)
+    with pytest.raises(UnreadableImage, match="2 images cannot be read, more than --skip_bad_images 1 allows: train/cat/04.png"
+                       ", train/elk/04.png: repair"):
+        few.remember(other.found)
+    assert few.unreadable == []
+
+
+def test_a_continued_run_counts_on(pretrain, damaged, tmp_path, cut_after):  # noqa: F811
+    def run(limit):
+        pretrain(tmp_path / "run", *MAE, "--data_path", damaged, "--skip_bad_images", limit, "--num_workers", 0)
+    patch = cut_after(1)
+    with pytest.raises(Cut):
+        run(3)
+    patch.undo()
+    for name in BAD:  # what the first epoch has found is mended, and two others break
+        (damaged / "train" / name).write_bytes((damaged / "train" / "cat" / "00.png").read_bytes())
+    for name in ("dog/00.png", "dog/01.png"):
+        (damaged / "train" / name).write_bytes(b"")
+    with pytest.raises(UnreadableImage, match="4 images cannot be read, more than --skip_bad_images 3 allows: now train/dog/0"):
+        run(3)
+    with pytest.raises(UnreadableImage, match="3 images cannot be read, more than --skip_bad_images 2 allows: train/cat"):
+        run(2)
+    run(5)
+    assert [json.loads(line)["bad_images"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()] == [3, 5]
+    assert len((tmp_path / "run" / "bad_images.txt").read_text().splitlines()) == 5
+
+
 def test_a_class_without_a_readable_image_is_named(damaged):
     for path in (damaged / "train" / "elk").iterdir():
         path.write_bytes(b"")
     images = load(damaged, 41)
-    with pytest.raises(UnreadableImage, match="no image of the class 'elk' can be read, the last one train/elk/02.png"):
+    with pytest.raises(UnreadableImage, match="no image of the class 'elk' can be read, the last one train/elk/02.png .the "
+                       "file is empty.: check"):
         images.image(place(images, "elk/02.png"))
 
 

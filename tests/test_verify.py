@@ -157,6 +157,10 @@ def test_what_only_decoding_finds(tree):
     assert tree.wrong("--decode", "--num_workers", 0) == (problems, wrong)
     text = tree.run("--decode", "--num_workers", 0)[1]
     assert f"\nnote: 1 training image has the same bytes as another: {tree.train[8][0]} (train.txt:9) those of " in text
+    assert "under another label" not in text
+    shutil.copy(tree.root / tree.train[20][0], tree.root / tree.train[0][0])
+    assert (f"\nnote: 1 of them under another label, so that one of the two is wrong: {tree.train[20][0]} (train.txt:21) under "
+            f"2, {tree.train[0][0]} (train.txt:1) under 0\n") in tree.run("--decode", "--num_workers", 0)[1]
 
 
 @pytest.mark.skipif(decode_jpeg is None, reason="this torchvision decodes no JPEGs, and Pillow does not warn")

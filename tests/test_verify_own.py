@@ -60,7 +60,7 @@ def test_a_folder_of_ones_own(tree):
     shutil.copy(tree.root / "train" / WNIDS[3] / f"{WNIDS[3]}_0.JPEG", tree.root / "test" / WNIDS[0] / "y.jpg")
     problems, wrong = tree.wrong("--decode", "--num_workers", 0, **where)
     assert sorted(problems) == sorted([
-        "test/dog: is a class that the training images do not have",
+        f"test/dog: is a class that the training images do not have: known are {', '.join(WNIDS)}, n03, 5 in all",
         "class 4 (n03): has no training image",
         f"train/{WNIDS[0]}/x.jpg: is a link that leads nowhere, to gone: repair or remove it",
         "train/n02: is a link that leads in a circle, to n02: repair or remove it",
@@ -77,6 +77,18 @@ def folder_of_ones_own(tree):
         with open(tree.root / "test" / path, "ab") as file:
             file.write(b"other")
     return dict(name="folder", data_path=tree.root)
+
+
+def test_a_folder_whose_splits_are_called_otherwise(tree):
+    where = folder_of_ones_own(tree)
+    assert "note:" not in tree.run(**where)[1]
+    (tree.root / "test").rename(tree.root / "valid")
+    (tree.root / "more").mkdir()
+    (tree.root / "notes.txt").touch()
+    (tree.root / "broken").symlink_to("gone")
+    code, text, _ = tree.run(**where)
+    assert code == 0 and text.count("note:") == 2 and "\nnote: only train, val and test are read, and not more, valid\n" in text
+    assert "\nnote: there is no split test, which stage 2 scores: it needs --split val or --val_fraction\n" in text
 
 
 def test_pictures_that_are_left_out_are_a_finding_and_hidden_files_a_note(tree):

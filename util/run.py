@@ -234,8 +234,9 @@ class RunFolder:
         """
         if not isinstance(images, SkipUnreadable):
             return {}
-        found = sorted(set().union(*world().from_all(images.unreadable)))
-        images.check_limit([name for name, _ in found])
+        for found in world().from_all(images.found):
+            images.remember(found)
+        found = images.unreadable
         path = self.path / "bad_images.txt"
         told = path.read_text().splitlines() if path.exists() else []
         new = [f"{name}\t{why}" for name, why in found if f"{name}\t{why}" not in told]

@@ -47,7 +47,7 @@ class Session:
         progress = {"epoch": self.epoch, "step": self.step, "data_hash": self.images.data_hash, "went_back": self.went_back,
                     "group_counts": self.images.group_counts.tolist(), "effective_batch_size": self.plan.effective_batch_size,
                     "processes": self.world.size, "readers": getattr(self.batches, "readers", None),
-                    "log_lines": self.run.lines}
+                    "log_lines": self.run.lines, "bad_images": getattr(self.images, "found", [])}
         if self.world.first:
             stepper = self.stepper
             save_checkpoint(self.run.last, {
@@ -75,6 +75,8 @@ class Session:
         if stepper.ema:
             stepper.ema.module.load_state_dict(state["ema"])
         set_rng_state(state["rng"])
+        if hasattr(self.images, "remember"):
+            self.images.remember(progress.get("bad_images", []))  # earlier versions kept none
         self.epoch, self.step, self.went_back = progress["epoch"], progress["step"], progress["went_back"]
         self._saved = self.epoch, self.step
         # A run that goes on in another folder begins a log of its own there.

@@ -11,7 +11,7 @@ import numpy as np
 
 from datasets.entries import is_file, is_folder
 from datasets.lists import line_of, read_list, read_text, wrong_path
-from datasets.paths import printable
+from datasets.paths import encodable, printable
 
 # Names that the publishers give these files, split by split; of two alternatives the first that is whole is taken.
 OFFICIAL = {
@@ -98,9 +98,9 @@ def tidy(name: bytes) -> bytes:
 def read_annotations(path: Path) -> Listing:
     """images[].{file_name, id}, annotations[].{image_id, category_id}, categories[].{id, name} of a COCO-style file.
 
-    The label is the category_id. Class names are the categories' where these are unique and not empty, else the ids.
+    The label is the category_id. Class names are the categories' where these are unique, Unicode and not empty, else the ids.
     ValueError for what is no such file: no JSON, keys that are missing, an image without a category or with two, an
-    annotation without image, category ids with gaps, file names that leave the root.
+    annotation without image, category ids with gaps, file names that leave the root or are no Unicode.
     """
     try:
         with open(path, encoding="utf-8") as file:
@@ -118,7 +118,9 @@ def read_annotations(path: Path) -> Listing:
     labels = _category_of(path, ids, _numbers(path, "annotations", annotations, (int, int)), len(class_names))
     names = []
     for index, (file_name, _) in enumerate(images):
-        names.append(tidy(os.fsencode(file_name)))
+        if not encodable(file_name):  # JSON can write half a character, which is no file's name
+            raise ValueError(f"{printable(path)}: images[{index}]: {ascii(file_name)} is no Unicode: is it the official file?")
+        names.append(tidy(file_name.encode()))
         if reason := wrong_path(names[-1]):
             raise ValueError(f"{printable(path)}: images[{index}]: {reason}")
     return Listing(path, names, labels, lambda index: f"{printable(path)}: images[{index}]", class_names)
@@ -178,8 +180,8 @@ def _category_names(path: Path, categories: list) -> list[str]:
         raise ValueError(f"{printable(path)}: none of the {len(categories)} categories has the id {gap}; labels are "
                          f"category ids, so these must be 0 to {len(categories) - 1}")
     ordered = [names[label] for label in range(len(categories))]
-    usable = all(isinstance(name, str) and name.strip() for name in ordered) and len(set(ordered)) == len(ordered)
-    return ordered if usable else [str(label) for label in range(len(categories))]
+    usable = all(isinstance(name, str) and name.strip() and encodable(name) for name in ordered)
+    return ordered if usable and len(set(ordered)) == len(ordered) else [str(label) for label in range(len(categories))]
 
 
 def val_labels(given: Sequence[Path], source: Path) -> Path | None:

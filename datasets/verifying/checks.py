@@ -60,8 +60,8 @@ def shared_content(train: Listing, train_keys: np.ndarray, other: Listing, other
 
 
 def copies_within(train: Listing, keys: np.ndarray) -> list[str]:
-    """A note on training images whose bytes are those of an earlier one of another path, none where there are none; keys: as
-    of `shared_content`."""
+    """A note on training images whose bytes are those of an earlier one of another path, and one on those of them that have
+    another label than it; none where there are none. keys: as of `shared_content`."""
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
     again = np.flatnonzero((ordered[1:] == ordered[:-1]) & (ordered[1:] != 0)) + 1
@@ -71,8 +71,14 @@ def copies_within(train: Listing, keys: np.ndarray) -> list[str]:
     if not pairs:
         return []
     i, j = min(pairs)
-    return [f"{len(pairs):,} training image{'s have' if len(pairs) > 1 else ' has'} the same bytes as another: "
-            f"{train.called(i)} those of {train.called(j)}{', ...' * (len(pairs) > 1)}"]
+    notes = [f"{len(pairs):,} training image{'s have' if len(pairs) > 1 else ' has'} the same bytes as another: "
+             f"{train.called(i)} those of {train.called(j)}{', ...' * (len(pairs) > 1)}"]
+    differ = [(i, j) for i, j in pairs if train.labels[i] != train.labels[j]]
+    if differ:
+        i, j = min(differ)
+        notes.append(f"{len(differ):,} of them under another label, so that one of the two is wrong: {train.called(i)} under "
+                     f"{train.labels[i]}, {train.called(j)} under {train.labels[j]}{', ...' * (len(differ) > 1)}")
+    return notes
 
 
 def shared(keys: np.ndarray, others: np.ndarray) -> Iterator[tuple[int, int]]:

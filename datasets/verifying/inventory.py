@@ -12,7 +12,7 @@ import numpy as np
 from datasets import DATASETS, LAYOUTS, embedded
 from datasets.cifar import CLASSES, official_files
 from datasets.entries import EXTENSIONS, Contents, LeftOut, is_file, is_folder, look, pictures_below
-from datasets.folder import BELOW, BESIDE, LINKED, NO_LABEL, class_order, list_file, listed_classes
+from datasets.folder import BELOW, BESIDE, LINKED, NO_LABEL, class_order, list_file, listed_classes, unknown_class
 from datasets.lists import rows
 from datasets.paths import PathTable, in_unicode, printable
 from datasets.prepared import FILE, read_description
@@ -190,7 +190,7 @@ def read_folder(name: str, root: Path) -> Inventory:
         paths, labels = [], []
         for folder in folders[split]:
             if folder not in label_of:
-                found.report(EMPTY_CLASS, f"{split}/{folder}", "is a class that the training images do not have")
+                found.report(EMPTY_CLASS, f"{split}/{folder}", unknown_class(folder, names))
                 continue
             files = class_images(found, f"{split}/{folder}")
             paths += files
