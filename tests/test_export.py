@@ -27,6 +27,12 @@ def classifier(tmp_path):
     return tmp_path / "last.pth", write_classifier(tmp_path / "last.pth")
 
 
+def from_folder(folder, **options):
+    """What timm makes of an export by itself."""
+    pytest.importorskip("timm", "1.0.16", reason="this timm does not know local-dir: yet")
+    return timm.create_model(f"local-dir:{folder}", pretrained=True, **options).eval()
+
+
 def logits(model, images):
     with torch.no_grad():
         return model(images)
@@ -38,7 +44,7 @@ def test_own_to_timm_and_back(tmp_path, flags):
     path = tmp_path / "last.pth"
     ours = write_classifier(path, *flags)
     folder = run(path, "timm", tmp_path / "timm")
-    theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    theirs = from_folder(folder)
     images = torch.randn(2, 1 if "--mean" in flags else 3, 16, 24)
     assert (logits(theirs, images) - logits(ours, images)).abs().max() < 1e-5
     torch.save(theirs.state_dict(), tmp_path / "timm.pth")
@@ -57,13 +63,13 @@ def test_named_sizes_are_timms_own(tmp_path, name):
     ours = write_classifier(path, "--model", f"vit_{name}_patch16", "--patch_size", 16, "--input_size", 32, *flags)
     folder = run(path, "timm", tmp_path / "timm")
     assert json.loads((folder / "config.json").read_text())["architecture"] == f"vit_{name}_patch16_224"
-    theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    theirs = from_folder(folder)
     images = torch.randn(1, 3, 32, 32)
     assert (logits(theirs, images) - logits(ours, images)).abs().max() < 1e-5
 
 
 def test_timms_folder_knows_names_and_preparation(classifier, tmp_path):
-    theirs = timm.create_model(f"local-dir:{run(classifier[0], 'timm', tmp_path / 'timm')}", pretrained=True)
+    theirs = from_folder(run(classifier[0], "timm", tmp_path / "timm"))
     cfg = theirs.pretrained_cfg
     assert cfg["label_names"] == NAMES and theirs.num_classes == 3
     resolved = timm.data.resolve_model_data_config(theirs)
@@ -74,11 +80,11 @@ def test_timms_folder_knows_names_and_preparation(classifier, tmp_path):
 def test_an_encoder_of_stage_1_is_timms_without_a_head(tmp_path):
     path = tmp_path / "last.pth"
     write_mae(path)
-    theirs = timm.create_model(f"local-dir:{run(path, 'timm', tmp_path / 'timm')}", pretrained=True).eval()
+    theirs = from_folder(run(path, "timm", tmp_path / "timm"))
     images = torch.randn(2, 3, 16, 24)
     expected = encode(load_encoder_model(path).model, images, "mean")
     assert (logits(theirs, images) - expected).abs().max() < 1e-5
-    assert timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True, num_classes=7).head.out_features == 7
+    assert from_folder(tmp_path / "timm", num_classes=7).head.out_features == 7
 
 
 def test_an_export_is_opened_like_the_checkpoint(finetune, picture_folder, tmp_path, monkeypatch):
