@@ -16,6 +16,11 @@ from util.trained import encode, load_classifier_model, load_encoder_model
 from util.weights import open_weights
 
 
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
 def run(path, form, out):
     export.main(export.get_args_parser().parse_args([str(path), "--format", form, "--out", str(out)]))
     return out

@@ -22,6 +22,11 @@ from util.args import run_command
 from util.trained import encode, load_classifier_model, load_encoder_model
 
 
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def pictures(tmp_path):
     """Seven pictures in nested folders; their paths in the order of the rows."""

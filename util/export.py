@@ -155,8 +155,10 @@ def write_program(trained: Trained, folder: Path) -> float:
 
 @torch.no_grad()
 def largest(trained: Trained, model: nn.Module, other) -> float:
-    """Largest difference of what two functions of images give, over batches of 1 and of 3."""
-    return max(difference(other(images), model(images)) for images in (example(trained, 1), example(trained, 3)))
+    """Largest difference of what two functions of images give, over batches of 1 and of 3; where outputs are above 1, as a
+    share of the largest, since that is what rounding goes by."""
+    pairs = [(other(images), model(images)) for images in (example(trained, 1), example(trained, 3))]
+    return max(difference(one, two) / max(1.0, float(two.abs().max())) for one, two in pairs)
 
 
 def difference(one: torch.Tensor, other: torch.Tensor) -> float:

@@ -1,4 +1,5 @@
 """Picture files through a model, as many as there are: neither a list of rows nor one of names is ever held."""
+import heapq
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -57,7 +58,7 @@ def below(folder: str, left_out: LeftOut) -> Iterator[str]:
     except OSError as error:
         raise ValueError(cannot_read(folder, error)) from None
     left_out.keep(folder, inside)
-    for name in sorted([*inside.images, *(name for name, _ in inside.faults)]):
+    for name in heapq.merge(inside.images, (name for name, _ in inside.faults)):
         yield os.path.join(folder, name)
     for path in (os.path.join(folder, name) for name in inside.folders):
         if os.path.islink(path):
