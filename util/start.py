@@ -72,7 +72,8 @@ def open_classifier(args) -> tuple[Weights, dict]:
     if weights.checkpoint:
         check_stage(args.resume, weights.checkpoint, "finetune")
         if "group_counts" not in weights.checkpoint["progress"]:
-            raise ValueError(f"{args.resume} is of an earlier version, which did not keep what its evaluation needs: train again")
+            raise ValueError(f"{args.resume} is of an earlier version, which did not keep what its evaluation needs: train "
+                             "again")
         ordered(args, weights)
         return weights, weights.checkpoint
     return weights, foreign_checkpoint(args, weights)
