@@ -245,7 +245,7 @@ def evaluate_checkpoint(args) -> dict:
     criterion = build_criterion(trained, state["class_counts"], test.class_names)
     model = place(build_model(args, test, criterion.cosine_head), machine)
     check_head_count(model, MODELS, state["args"])
-    tell(weights, load_resampled(model, trained_weights(state), weights.grid))
+    tell(weights, load_resampled(model, trained_weights(state), weights.grid, "patch_size" in args.given))
     run = RunFolder(args.output_dir) if args.output_dir else None
     if run and machine.world.first:
         run.check_empty()

@@ -3,7 +3,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from timm.layers import resample_abs_pos_embed
+from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -93,16 +93,38 @@ def fit_positions(model: VisionTransformer, state: dict, grid: tuple[int, int] |
     return {**state, "pos_embed": resample_positions(positions, grid, new_grid)}, (grid, new_grid)
 
 
-def load_encoder(model: VisionTransformer, state: dict, grid: tuple[int, int] | None = None, with_head: bool = False) -> dict:
+def fit_patches(model: VisionTransformer, state: dict) -> tuple[dict, tuple[int, int] | None]:
+    """The state dict with its patch embedding resampled to the model's patch size, and (p, new p), None where they are equal.
+
+    A patch that is resized bicubically to the new size then gives what it gave before, exactly where it grows (Beyer et al.,
+    "FlexiViT", CVPR 2023).
+    """
+    name, new = "patch_embed.proj.weight", model.patch_embed.proj.weight
+    kernel = state.get(name)
+    if kernel is None or kernel.ndim != 4 or kernel.shape[2:] == new.shape[2:] or kernel.shape[:2] != new.shape[:2]:
+        return state, None  # another width or number of channels is for `check_keys` to tell
+    return {**state, name: resample_patch_embed(kernel, list(new.shape[2:]))}, (kernel.shape[3], new.shape[3])
+
+
+def fit(model: VisionTransformer, state: dict, grid: tuple[int, int] | None, patches: bool) -> tuple[dict, dict]:
+    """`fit_positions`, and with `patches` `fit_patches`: the state dict, and what both did as `load_encoder` reports it."""
+    state, resized = fit_patches(model, state) if patches else (state, None)
+    state, resampled = fit_positions(model, state, grid)
+    return state, {"resampled": resampled, "patches": resized}
+
+
+def load_encoder(model: VisionTransformer, state: dict, grid: tuple[int, int] | None = None, with_head: bool = False,
+                 patches: bool = False) -> dict:
     """Load an encoder into a classifier, its positions resampled to the classifier's grid.
 
     state: of stage 1 or of a classifier, by MAE's names; grid: its patch grid (h, w), see `stored_grid`; with_head: load
-    the head too. Returns {"loaded": n, "left_out": names, "new": names, "resampled": None or (grid, new grid)}. Raises
-    ValueError where the key sets differ otherwise than encoders of two tasks may (decoder, head and a norm of the other
-    pooling left out; head and fc_norm new) or where a shape differs.
+    the head too; patches: resample the patch embedding to the classifier's patch size. Returns {"loaded": n, "left_out":
+    names, "new": names, "resampled": None or (grid, new grid), "patches": None or (patch size, new one)}. Raises ValueError
+    where the key sets differ otherwise than encoders of two tasks may (decoder, head and a norm of the other pooling left
+    out; head and fc_norm new) or where a shape differs.
     """
     own = model.state_dict()
-    encoder, resampled = fit_positions(model, {key: v for key, v in state.items() if not key.startswith(DECODER)}, grid)
+    encoder, changed = fit(model, {key: v for key, v in state.items() if not key.startswith(DECODER)}, grid, patches)
     # With average pooling timm's final norm is an identity and fc_norm takes its place, fresh as in MAE; and where fc_norm
     # was trained there is no final norm to load.
     left_out = {key for key in encoder if key.startswith(("norm.", "fc_norm.")) and key not in own}
@@ -115,7 +137,7 @@ def load_encoder(model: VisionTransformer, state: dict, grid: tuple[int, int] | 
                {key: value.shape for key, value in own.items() if key not in new})
     model.load_state_dict({**own, **loaded})
     return {"loaded": len(loaded), "left_out": sorted(key for key in state if key not in loaded), "new": sorted(new),
-            "resampled": resampled}
+            **changed}
 
 
 def check_head_count(model: VisionTransformer, models: dict, trained: dict) -> None:
@@ -149,8 +171,9 @@ def load_classifier(model: nn.Module, state: dict) -> None:
     model.load_state_dict(state)
 
 
-def load_resampled(model: VisionTransformer, state: dict, grid: tuple[int, int] | None = None) -> dict:
-    """As `load_classifier`, with positions resampled from `grid` to the model's; returns what `load_encoder` does."""
-    fitted, resampled = fit_positions(model, state, grid)
+def load_resampled(model: VisionTransformer, state: dict, grid: tuple[int, int] | None = None, patches: bool = False) -> dict:
+    """As `load_classifier`, with positions resampled from `grid` to the model's; patches and what it returns as of
+    `load_encoder`."""
+    fitted, changed = fit(model, state, grid, patches)
     load_classifier(model, fitted)
-    return {"loaded": len(state), "left_out": [], "new": [], "resampled": resampled}
+    return {"loaded": len(state), "left_out": [], "new": [], **changed}

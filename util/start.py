@@ -28,7 +28,7 @@ def load_start(args, settings: dict, model: nn.Module) -> str:
     tensors = ordered(args, weights)
     if args.head_order:
         check_classes(weights, settings["model"], model.num_classes)
-    tell(weights, load_encoder(model, tensors, weights.grid, with_head=args.head_order is not None))
+    tell(weights, load_encoder(model, tensors, weights.grid, args.head_order is not None, "patch_size" in args.given))
     return f"{'encoder and head' if args.head_order else 'encoder'} of {args.finetune}"
 
 

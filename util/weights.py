@@ -194,8 +194,9 @@ def tell(weights: Weights, report: dict) -> None:
     """
     say(f"weights of {weights.path}, {weights.form}: {report['loaded']} tensors loaded")
     say(f"left out: {summary(report['left_out'])}; new, with their start values: {summary(report['new'])}")
-    say("positions resampled {} -> {}".format(*report["resampled"]) if report["resampled"] else
-        "positions not resampled: the patch grid is the same")
+    words = "patch embedding resampled {0} x {0} -> {1} x {1} pixels; ".format(*report["patches"]) if report["patches"] else ""
+    say(words + ("positions resampled {} -> {}".format(*report["resampled"]) if report["resampled"] else
+                 "positions not resampled: the patch grid is the same"))
 
 
 def summary(names: list[str]) -> str:
