@@ -1,11 +1,13 @@
 # Everything a person types often. `make help` lists it.
 #
 # PYTHON  interpreter that the virtual environment is made with (3.11 or newer)
+# CKPT    the model of `make try`, a last.pth of stage 2 or a folder that util.export made
 # VENV    where the environment lives; empty (VENV=) uses PYTHON as it is, with the packages it has
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?=
 TESTS ?=
+CKPT ?=
 
 ifeq ($(strip $(VENV)),)
 RUN := $(PYTHON)
@@ -17,7 +19,7 @@ READY := $(VENV)/.installed
 READY_DEV := $(VENV)/.installed-dev
 endif
 
-.PHONY: help demo test test-large test-slurm lint clean
+.PHONY: help demo try test test-large test-slurm lint clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -25,6 +27,9 @@ help:  ## this list
 
 demo: $(READY)  ## both stages on real images, two losses, a table and pictures (about 7 minutes on two cores)
 	$(RUN) -m submit.demo $(DEMO)
+
+try: $(READY)  ## a page in the browser to try a model (CKPT=runs/bft/last.pth; needs gradio, which it says how to install)
+	$(RUN) -m util.try_page $(if $(CKPT),"$(CKPT)")
 
 test: $(READY_DEV)  ## the tests (TESTS="tests/test_lr.py -k cosine" for some of them)
 	$(RUN) -m pytest $(TESTS)

@@ -16,7 +16,7 @@ from datasets.loading import eval_loader, train_loader
 from datasets.transforms import Normalize
 from engine_finetune import Targets, evaluate, train_one_epoch
 from models_mae import as_pair
-from models_vit import MODELS, build_vit, check_head_count, load_classifier
+from models_vit import MODELS, build_vit, check_head_count, load_resampled
 from util import figures, metrics, signals
 from util.args import (
     Parser,
@@ -38,7 +38,7 @@ from util.args_finetune import (
     with_loss_defaults,
 )
 from util.bootstrap import intervals
-from util.checkpoint import load_checkpoint, trained_weights
+from util.checkpoint import trained_weights
 from util.lr import param_groups
 from util.posthoc import METHODS, correct
 from util.run import RunFolder, say
@@ -56,7 +56,8 @@ from util.setup import (
     resolved,
     set_up,
 )
-from util.start import start_weights, tell_differences
+from util.start import open_classifier, start_weights, tell_differences
+from util.weights import tell
 
 BLR = 1e-3  # the paper's, at 256 images
 
@@ -68,8 +69,11 @@ def get_args_parser() -> Parser:
     add_data_flags(parser, scale=(0.08, 1.0))
     add_model_flags(parser, "vit_base_patch16", MODELS)
     group = parser.add_argument_group("classifier")
-    group.add_argument("--finetune", metavar="CKPT", help="checkpoint to start from: the encoder of stage 1, or a "
-                       "classifier of stage 2, head included; random weights without it")
+    group.add_argument("--finetune", metavar="CKPT", help="weights to start from, this project's, MAE's, LiVT's, timm's or "
+                       "Hugging Face's, a file or a folder; a classifier of this project is taken with its head; random "
+                       "weights without it")
+    group.add_argument("--head_order", choices=["official", "string_sorted"], help="load the head of others' weights, whose "
+                       "rows are in label order, or in that of labels sorted as strings (LiVT's iNat18 heads)")
     group.add_argument("--nb_classes", type=int, metavar="C", help="checked against the data, which decides")
     group.add_argument("--cls_token", action="store_true", help="classify by the class token instead of the patches' mean")
     group.add_argument("--drop_path", type=float, default=0.1, metavar="P", help="largest stochastic depth")
@@ -226,9 +230,7 @@ def evaluate_checkpoint(args) -> dict:
     Model, size, pooling, normalisation, data set and class order are the checkpoint's where no flag was given for them; the
     loss, which decides the activation and what the logits fit, always is.
     """
-    state = load_checkpoint(args.resume, "finetune")
-    if "group_counts" not in state["progress"]:
-        raise ValueError(f"{args.resume} is of an earlier version, which did not keep what its evaluation needs: train again")
+    weights, state = open_classifier(args)
     args = with_checkpoint_flags(args, state["args"])
     machine = set_up(args)
     test = in_class_order(load_scored(args, state["args"]), state["class_names"], args.resume)
@@ -237,7 +239,7 @@ def evaluate_checkpoint(args) -> dict:
     criterion = build_criterion(trained, state["class_counts"], test.class_names)
     model = place(build_model(args, test, criterion.cosine_head), machine)
     check_head_count(model, MODELS, state["args"])
-    load_classifier(model, trained_weights(state))
+    tell(weights, load_resampled(model, trained_weights(state), weights.grid, "patch_size" in args.given))
     run = RunFolder(args.output_dir) if args.output_dir else None
     if run and machine.world.first:
         run.check_empty()
@@ -257,7 +259,8 @@ def evaluate_checkpoint(args) -> dict:
     if run:
         run.create(resolved(args, test), {"checkpoint": args.resume, "class_counts": state["class_counts"],
                                           "data_hash": test.data_hash, "data_source": test.source, **test.details})
-        provenance = {"epoch": state["progress"]["epoch"] - 1, "split": scored_split(args), "epoch_chosen_by":
+        epochs = state["progress"]["epoch"]  # None of others' weights that do not say
+        provenance = {"epoch": epochs and epochs - 1, "split": scored_split(args), "epoch_chosen_by":
                       "nothing, the checkpoint's", "corrected": words.lstrip(", ") or None}
         write_results(run, result, logits, labels, test, counts, provenance)
         say(f"wrote metrics.json, predictions.npz and figures into {run.path}")

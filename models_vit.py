@@ -3,15 +3,15 @@ import math
 
 import torch
 import torch.nn.functional as F
-from timm.layers import resample_abs_pos_embed
+from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from models_mae import SIZES, Attention, LayerNorm, model_shape, patch_grid
 
 MODELS = {f"vit_{size}": shape for size, shape in SIZES.items()}
-# What a stage-1 checkpoint holds beside the encoder.
-DECODER = ("decoder_", "mask_token")
+# What a checkpoint holds beside the encoder that no classifier has: a decoder, and Hugging Face's pooler.
+DECODER = ("decoder_", "mask_token", "pooler.")
 
 
 class Classifier(VisionTransformer):
@@ -69,50 +69,80 @@ def resample_positions(pos_embed: torch.Tensor, grid: tuple[int, int], new_grid:
     return resample_abs_pos_embed(pos_embed, list(new_grid), list(grid), num_prefix_tokens=1)
 
 
-def stored_grid(pos_embed: torch.Tensor, grid: tuple[int, int] | None) -> tuple[int, int]:
-    """The patch grid of stored positions: the given one, or a square where the checkpoint does not say."""
+def stored_grid(pos_embed: torch.Tensor, grid: tuple[int, int] | None, wanted: tuple[int, int]) -> tuple[int, int]:
+    """The patch grid of stored positions: the given one, or where the checkpoint does not say a square, or the grid `wanted`
+    that has as many patches."""
     patches = pos_embed.shape[1] - 1
     side = math.isqrt(patches)
-    if grid is None and side * side != patches:
+    if grid is None and side * side != patches and wanted[0] * wanted[1] != patches:
         raise ValueError(f"the checkpoint has {patches} positions, which is no square grid, and does not say its grid")
-    return grid or (side, side)
+    if grid is None:
+        return (side, side) if side * side == patches else tuple(wanted)
+    if grid[0] * grid[1] != patches:
+        raise ValueError(f"the checkpoint has {patches} positions, and says that its patch grid is {grid[0]} x {grid[1]}: it "
+                         "does not fit together, use another copy")
+    return tuple(grid)
 
 
-def load_encoder(model: VisionTransformer, state: dict, grid: tuple[int, int] | None = None) -> dict:
-    """Load a stage-1 encoder into a classifier, its positions resampled to the classifier's grid.
+def fit_positions(model: VisionTransformer, state: dict, grid: tuple[int, int] | None) -> tuple[dict, tuple | None]:
+    """The state dict with its positions resampled to the model's grid, and (grid, new grid), None where they are equal.
 
-    state: a stage-1 state dict; grid: its patch grid (h, w), a square by default. Returns {"loaded": n, "left_out":
-    names, "new": names, "resampled": None or (grid, new grid)}. Raises ValueError where the key sets differ otherwise
-    than stage 1 and stage 2 must (decoder and final norm left out, head and fc_norm new) or where a shape differs.
+    grid: (h, w) of the stored positions, see `stored_grid`. ValueError where there are no positions.
+    """
+    positions, new_grid = state.get("pos_embed"), tuple(model.patch_embed.grid_size)
+    if positions is None or positions.ndim != 3:
+        raise ValueError("the checkpoint holds no `pos_embed`, so it is no ViT encoder")
+    grid = stored_grid(positions, grid, new_grid)
+    if grid == new_grid or positions.shape[-1] != model.pos_embed.shape[-1]:  # another width is for `check_keys` to tell
+        return state, None
+    return {**state, "pos_embed": resample_positions(positions, grid, new_grid)}, (grid, new_grid)
+
+
+def fit_patches(model: VisionTransformer, state: dict) -> tuple[dict, tuple[int, int] | None]:
+    """The state dict with its patch embedding resampled to the model's patch size, and (p, new p), None where they are equal.
+
+    A patch that is resized bicubically to the new size then gives what it gave before, exactly where it grows (Beyer et al.,
+    "FlexiViT", CVPR 2023).
+    """
+    name, new = "patch_embed.proj.weight", model.patch_embed.proj.weight
+    kernel = state.get(name)
+    if kernel is None or kernel.ndim != 4 or kernel.shape[2:] == new.shape[2:] or kernel.shape[:2] != new.shape[:2]:
+        return state, None  # another width or number of channels is for `check_keys` to tell
+    return {**state, name: resample_patch_embed(kernel, list(new.shape[2:]))}, (kernel.shape[3], new.shape[3])
+
+
+def fit(model: VisionTransformer, state: dict, grid: tuple[int, int] | None, patches: bool) -> tuple[dict, dict]:
+    """`fit_positions`, and with `patches` `fit_patches`: the state dict, and what both did as `load_encoder` reports it."""
+    state, resized = fit_patches(model, state) if patches else (state, None)
+    state, resampled = fit_positions(model, state, grid)
+    return state, {"resampled": resampled, "patches": resized}
+
+
+def load_encoder(model: VisionTransformer, state: dict, grid: tuple[int, int] | None = None, with_head: bool = False,
+                 patches: bool = False) -> dict:
+    """Load an encoder into a classifier, its positions resampled to the classifier's grid.
+
+    state: of stage 1 or of a classifier, by MAE's names; grid: its patch grid (h, w), see `stored_grid`; with_head: load
+    the head too; patches: resample the patch embedding to the classifier's patch size. Returns {"loaded": n, "left_out":
+    names, "new": names, "resampled": None or (grid, new grid), "patches": None or (patch size, new one)}. Raises ValueError
+    where the key sets differ otherwise than encoders of two tasks may (decoder, head and a norm of the other pooling left
+    out; head and fc_norm new) or where a shape differs.
     """
     own = model.state_dict()
-    encoder = {key: value for key, value in state.items() if not key.startswith(DECODER)}
-    if "pos_embed" not in encoder:
-        raise ValueError("the checkpoint holds no `pos_embed`, so it is no ViT encoder")
-    grid = stored_grid(encoder["pos_embed"], grid)
-    if encoder["pos_embed"].shape[-1] == own["pos_embed"].shape[-1]:
-        encoder["pos_embed"] = resample_positions(encoder["pos_embed"], grid, model.patch_embed.grid_size)
-    # With average pooling timm's final norm is an identity and fc_norm takes its place, fresh as in MAE.
-    left_out = {key for key in encoder if key.startswith("norm.") and key not in own}
-    new = {key for key in own if key.startswith(("head.", "fc_norm."))}
-    check_keys({k: v.shape for k, v in encoder.items() if k not in left_out},
-               {k: v.shape for k, v in own.items() if k not in new})
-    model.load_state_dict({**own, **{k: v for k, v in encoder.items() if k not in left_out}})
-    dropped = left_out | {key for key in state if key.startswith(DECODER)}
-    return {"loaded": len(encoder) - len(left_out), "left_out": sorted(dropped), "new": sorted(new),
-            "resampled": None if tuple(grid) == tuple(model.patch_embed.grid_size) else (grid, model.patch_embed.grid_size)}
-
-
-def load_fine_tuned(model: VisionTransformer, state: dict, grid: tuple[int, int]) -> dict:
-    """Load a whole classifier, head and all, its positions resampled from the patch grid (h, w) to the model's.
-
-    Returns what `load_encoder` returns. ValueError where names or shapes differ otherwise.
-    """
-    weights, new_grid = dict(state), tuple(model.patch_embed.grid_size)
-    if state["pos_embed"].shape[-1] == model.pos_embed.shape[-1]:
-        weights["pos_embed"] = resample_positions(state["pos_embed"], grid, new_grid)
-    load_classifier(model, weights)
-    return {"loaded": len(weights), "left_out": [], "new": [], "resampled": None if grid == new_grid else (grid, new_grid)}
+    encoder, changed = fit(model, {key: v for key, v in state.items() if not key.startswith(DECODER)}, grid, patches)
+    # With average pooling timm's final norm is an identity and fc_norm takes its place, fresh as in MAE; and where fc_norm
+    # was trained there is no final norm to load.
+    left_out = {key for key in encoder if key.startswith(("norm.", "fc_norm.")) and key not in own}
+    left_out |= {key for key in encoder if key.startswith("head.") and not with_head}
+    loaded = {key: value for key, value in encoder.items() if key not in left_out}
+    start = () if with_head else ("head.",)
+    start += ("fc_norm.", "norm.") if "fc_norm.weight" in encoder else ("fc_norm.",)
+    new = {key for key in own if key.startswith(start) and key not in loaded}
+    check_keys({key: value.shape for key, value in loaded.items()},
+               {key: value.shape for key, value in own.items() if key not in new})
+    model.load_state_dict({**own, **loaded})
+    return {"loaded": len(loaded), "left_out": sorted(key for key in state if key not in loaded), "new": sorted(new),
+            **changed}
 
 
 def check_head_count(model: VisionTransformer, models: dict, trained: dict) -> None:
@@ -144,3 +174,11 @@ def load_classifier(model: nn.Module, state: dict) -> None:
     check_keys({key: value.shape for key, value in state.items()},
                {key: value.shape for key, value in model.state_dict().items()})
     model.load_state_dict(state)
+
+
+def load_resampled(model: VisionTransformer, state: dict, grid: tuple[int, int] | None = None, patches: bool = False) -> dict:
+    """As `load_classifier`, with positions resampled from `grid` to the model's; patches and what it returns as of
+    `load_encoder`."""
+    fitted, changed = fit(model, state, grid, patches)
+    load_classifier(model, fitted)
+    return {"loaded": len(state), "left_out": [], "new": [], **changed}

@@ -2,6 +2,7 @@
 import os
 import stat
 import unicodedata
+from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -20,11 +21,15 @@ class PathTable:
     """
 
     def __init__(self, paths: Iterable[str | bytes]):
-        encoded = [os.fsencode(path) for path in paths]
-        lengths = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
+        # `paths` may be a stream: no list of it is made.
+        blob, ends = bytearray(), array("q")
+        for path in paths:
+            blob += os.fsencode(path)
+            ends.append(len(blob))
+            blob += b"\n"
         # One byte between the names, so that the blob of all is also what `data_hash` digests.
-        self.ends = np.cumsum(lengths + 1) - 1
-        self.blob = np.frombuffer(b"\n".join(encoded), dtype=np.uint8)
+        self.ends = np.frombuffer(ends, dtype=np.int64)
+        self.blob = np.frombuffer(blob, dtype=np.uint8)[:-1]
 
     def __len__(self) -> int:
         return len(self.ends)

@@ -65,6 +65,13 @@ def test_flags_override_the_checkpoint(trained, capsys):
     assert "--crop_pct 1.0 (0.9 there)" in out and "--input_size" not in out and "last.pth, val" in out
 
 
+def test_another_size_of_image_and_of_patch_is_resampled_and_told(trained, capsys):
+    evaluate("--resume", trained[0] / "last.pth", "--input_size", 32, "--patch_size", 8)
+    assert "patch embedding resampled 4 x 4 -> 8 x 8 pixels; positions not resampled: the" in capsys.readouterr().out
+    evaluate("--resume", trained[0] / "last.pth", "--input_size", 32)
+    assert "\npositions resampled (4, 4) -> (8, 8)\n" in capsys.readouterr().out
+
+
 def test_classes_in_another_order_are_put_into_the_checkpoints(trained, picture_folder, tmp_path, capsys):
     (tmp_path / "test").symlink_to(picture_folder / "test")
     (tmp_path / "classes.txt").write_text("elk\ncat\ndog\n")

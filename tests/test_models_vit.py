@@ -4,7 +4,7 @@ import timm
 import torch
 
 from models_mae import build_mae
-from models_vit import MODELS, build_vit, load_classifier, load_encoder, resample_positions
+from models_vit import MODELS, build_vit, load_classifier, load_encoder, load_resampled, resample_positions
 
 SMALL = dict(patch_size=4, embed_dim=16, depth=2, num_heads=2)
 DECODER = dict(decoder_embed_dim=8, decoder_depth=1, decoder_num_heads=2)
@@ -108,3 +108,29 @@ def test_wider_encoder_is_refused():
     wide = build_mae("mae_vit_tiny_patch16", 16, **{**SMALL, "embed_dim": 32}, **DECODER)
     with pytest.raises(ValueError, match="weights of another architecture .wrong shape: cls_token .*and .* more"):
         load_encoder(vit, wide.state_dict())
+
+
+@pytest.mark.parametrize("grown", [7, 8])
+def test_patches_of_another_size_give_what_they_gave(grown):
+    torch.manual_seed(0)
+    model = build_vit("vit_tiny_patch16", 3, 16, **SMALL).eval()
+    larger = build_vit("vit_tiny_patch16", 3, 4 * grown, **{**SMALL, "patch_size": grown}).eval()
+    torch.nn.init.normal_(model.head.weight)
+    report = load_resampled(larger, model.state_dict(), patches=True)
+    assert report["patches"] == (4, grown) and report["resampled"] is None
+    # Independent reference: every patch of the picture resized by itself.
+    images = torch.randn(2, 3, 4, 4, 4, 4)  # (N, C, h, p, w, p)
+    patches = images.permute(0, 2, 4, 1, 3, 5).reshape(-1, 3, 4, 4)
+    resized = torch.nn.functional.interpolate(patches, size=(grown, grown), mode="bicubic", antialias=True)
+    resized = resized.reshape(2, 4, 4, 3, grown, grown).permute(0, 3, 1, 4, 2, 5).reshape(2, 3, 4 * grown, 4 * grown)
+    with torch.no_grad():
+        expected = model(images.reshape(2, 3, 16, 16))
+        assert (larger(resized) - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_patches_of_another_size_are_refused_unless_asked_for():
+    vit = build_vit("vit_tiny_patch16", 3, 32, **{**SMALL, "patch_size": 8})
+    mae = build_mae("mae_vit_tiny_patch16", 16, **SMALL, **DECODER)
+    with pytest.raises(ValueError, match=r"wrong shape: patch_embed.proj.weight \(16, 3, 4, 4\) instead of \(16, 3, 8, 8\)"):
+        load_encoder(vit, mae.state_dict())
+    assert load_encoder(vit, mae.state_dict(), patches=True)["patches"] == (4, 8)

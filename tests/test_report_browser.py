@@ -2,15 +2,14 @@
 import html
 import json
 import re
-import shutil
 import subprocess
 
 import pytest
 
+from tests.browser import BROWSER
 from tests.report_cases import made_run, stand_in
 from util import report
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 # What a script would say of the page; it stands in an inner frame, because a headless window is never narrower than 500.
 PROBE = """<script>onload = () => parent.postMessage(JSON.stringify({
   width: document.documentElement.scrollWidth, inner: innerWidth,

@@ -9,7 +9,7 @@ from datasets.imageset import ArrayImages, Record
 from datasets.loading import train_loader
 from datasets.sampling import repeat_draws
 from datasets.transforms import to_pil, train_transform
-from models_vit import build_vit, load_encoder, load_fine_tuned
+from models_vit import build_vit, load_encoder, load_resampled
 from util.checkpoint import load_checkpoint
 from util.lr import Schedule, lr_at
 from util.report_groups import group_runs
@@ -225,7 +225,7 @@ def test_fine_tuning_goes_on_from_a_classifier_at_another_size(classifier, finet
 
 def test_positions_of_a_classifier_are_resampled_as_an_encoders():
     small, large = (build_vit("vit_tiny_patch16", 3, size, global_pool="token", **SMALL) for size in (16, 24))
-    report = load_fine_tuned(large, small.state_dict(), (4, 4))
+    report = load_resampled(large, small.state_dict(), (4, 4))
     assert report["resampled"] == ((4, 4), (6, 6))
     fresh = build_vit("vit_tiny_patch16", 3, 24, global_pool="token", **SMALL)
     load_encoder(fresh, {k: v for k, v in small.state_dict().items() if not k.startswith("head.")}, (4, 4))

@@ -83,6 +83,12 @@ def check_finetune(args) -> None:
         raise ValueError("--eval scores --resume CKPT, so --finetune would do nothing: leave it out")
     if args.eval and not args.resume:
         raise ValueError("--eval needs trained weights: give --resume CKPT (a last.pth of main_finetune.py)")
+    if args.head_order and not (args.eval or args.finetune):
+        raise ValueError(f"--head_order {args.head_order} is of a head that is loaded: use it with --finetune, or with --eval "
+                         "--resume")
+    if args.head_order and not args.eval and args.head_bias != "zero":
+        raise ValueError(f"--head_order {args.head_order} loads the head with its bias, so --head_bias {args.head_bias} would "
+                         "do nothing: leave one of them out")
     if args.posthoc != "none" and not args.eval:
         raise ValueError(f"--posthoc {args.posthoc} corrects a trained model: use it with --eval --resume CKPT")
 

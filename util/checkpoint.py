@@ -111,6 +111,13 @@ def load_checkpoint(path: Path | str, stage: str | None = None) -> dict:
     project, or that would need to run code.
     """
     path = Path(path)
+    state = read_torch(path)
+    check_format(path, state, stage)
+    return state
+
+
+def check_readable(path: Path) -> None:
+    """ValueError where there is no file to read; DamagedCheckpoint for a folder."""
     if path.is_dir():
         raise DamagedCheckpoint(f"no checkpoint at {path}, which is a folder: give the path of a last.pth")
     if not path.is_file():
@@ -119,9 +126,18 @@ def load_checkpoint(path: Path | str, stage: str | None = None) -> dict:
         open(path, "rb").close()
     except OSError as error:
         raise ValueError(f"cannot read the checkpoint {path} ({error.strerror}): mend its permissions") from None
+
+
+def read_torch(path: Path, allowed: tuple[type, ...] = ()):
+    """What a torch file holds: tensors, plain values, and objects of the types `allowed`, on the CPU. Runs no code of it.
+
+    Raises as `load_checkpoint`.
+    """
+    check_readable(path)
     check_bytes(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(list(allowed)):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise DamagedCheckpoint(f"{path} is refused: it is no torch file, or holds more than tensors and plain values, which "
                          "could run code when opened") from None
@@ -129,8 +145,6 @@ def load_checkpoint(path: Path | str, stage: str | None = None) -> dict:
         reason = f"{type(error).__name__}: {str(error).strip()}".split("\n")[0].rstrip(": ")
         raise DamagedCheckpoint(f"{path} is damaged or no checkpoint ({reason}): use another copy, or start without "
                          "it") from None
-    check_format(path, state, stage)
-    return state
 
 
 def check_format(path: Path, state, stage: str | None) -> None:
@@ -142,6 +156,11 @@ def check_format(path: Path, state, stage: str | None) -> None:
     missing = [key for key in KEYS if key not in state]
     if missing:
         raise DamagedCheckpoint(f"{path} is an incomplete checkpoint: {', '.join(missing)} missing")
+    check_stage(path, state, stage)
+
+
+def check_stage(path: Path | str, state: dict, stage: str | None) -> None:
+    """Raise ValueError for a checkpoint of the other stage."""
     if stage and state["stage"] != stage:
         option = {"pretrain": "main_pretrain.py, or --finetune to start stage 2 from it",
                   "finetune": "main_finetune.py"}[state["stage"]]

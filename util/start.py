@@ -1,12 +1,18 @@
-"""What stage 2 starts from: the weights of --finetune, and the head's bias."""
+"""What stage 2 starts from: the weights of --finetune and the head's bias; and the classifier that --eval scores."""
 import torch
 from torch import nn
 
 from models_mae import MODELS as MAE_MODELS
-from models_mae import as_pair, patch_grid
-from models_vit import MODELS, check_head_count, load_encoder, load_fine_tuned
-from util.checkpoint import load_checkpoint, trained_weights
+from models_vit import MODELS, check_head_count, load_encoder, load_resampled
+from util.args_finetune import LOSS_SETTINGS
+from util.checkpoint import check_stage
+from util.losses import LOSSES
 from util.run import say
+from util.setup import load_images
+from util.weights import Weights, by_official_ids, open_weights, tell
+
+# What --eval cannot read out of weights that are not this project's.
+NEEDED = ("dataset", "model", "input_size", "loss")
 
 
 def start_weights(args, settings: dict, model: nn.Module, criterion: nn.Module, class_names: list[str]) -> str:
@@ -15,24 +21,31 @@ def start_weights(args, settings: dict, model: nn.Module, criterion: nn.Module, 
         bias = criterion.initial_bias()
         with torch.no_grad():
             model.head.bias.copy_(bias)
-    if not args.finetune:
-        return "random weights"
-    state = load_checkpoint(args.finetune)
-    tell_differences(settings, state["args"], ("mean", "std"), args.finetune)
-    stage_1 = state["stage"] == "pretrain"
-    check_head_count(model, MAE_MODELS if stage_1 else MODELS, state["args"])
-    patch = state["args"]["patch_size"] or model.patch_embed.patch_size[0]
-    grid = patch_grid(as_pair(state["args"]["input_size"]), patch)
-    if not stage_1:
-        check_same_classes(args, state["class_names"], class_names)
-        load_fine_tuned(model, trained_weights(state), grid)
+    return load_start(args, settings, model, class_names) if args.finetune else "random weights"
+
+
+def load_start(args, settings: dict, model: nn.Module, class_names: list[str]) -> str:
+    """Load --finetune's encoder into the classifier; three lines say what was loaded.
+
+    With --head_order its head too, and of a classifier of this project all.
+
+    Returns words for the line of the run. settings: flags of this run, for a note where its images are prepared otherwise.
+    """
+    weights = open_weights(args.finetune)
+    if weights.checkpoint:
+        trained = weights.checkpoint["args"]
+        tell_differences(settings, trained, ("mean", "std"), args.finetune)
+        check_head_count(model, MODELS if weights.checkpoint["stage"] == "finetune" else MAE_MODELS, trained)
+    check_heads_of(weights, model)
+    tensors = ordered(args, weights)
+    if weights.checkpoint and weights.checkpoint["stage"] == "finetune":
+        check_same_classes(args, weights.checkpoint["class_names"], class_names)
+        tell(weights, load_resampled(model, tensors, weights.grid, "patch_size" in args.given))
         return f"classifier of {args.finetune}, head included"
-    report = load_encoder(model, trained_weights(state), grid)
-    words = f"encoder of {args.finetune} ({report['loaded']} tensors; {len(report['left_out'])} left out, decoder and norm; "
-    words += f"{len(report['new'])} new, {', '.join(report['new'])})"
-    if report["resampled"]:
-        words += ", positions resampled {} -> {}".format(*report["resampled"])
-    return words
+    if args.head_order:
+        check_classes(weights, settings["model"], model.num_classes)
+    tell(weights, load_encoder(model, tensors, weights.grid, args.head_order is not None, "patch_size" in args.given))
+    return f"{'encoder and head' if args.head_order else 'encoder'} of {args.finetune}"
 
 
 def check_same_classes(args, there: list[str], here: list[str]) -> None:
@@ -51,3 +64,74 @@ def tell_differences(settings: dict, trained: dict, names: tuple[str, ...], sour
     different = [f"--{name} {settings[name]} ({trained[name]} there)" for name in names if settings[name] != trained[name]]
     if different:
         say(f"note: images are prepared otherwise than for {source}: {', '.join(different)}")
+
+
+def ordered(args, weights: Weights) -> dict:
+    """The tensors with the head's rows in label order. ValueError for --head_order of weights whose class names are known."""
+    if not args.head_order:
+        return weights.tensors
+    if weights.checkpoint:
+        raise ValueError(f"{weights.path} is a checkpoint of this project and names its classes, so --head_order "
+                         f"{args.head_order} would do nothing right: leave it out")
+    return by_official_ids(weights.tensors) if args.head_order == "string_sorted" else weights.tensors
+
+
+def check_heads_of(weights: Weights, model: nn.Module) -> None:
+    """ValueError where config.json tells another number of attention heads, which no tensor's shape does."""
+    here = model.blocks[0].attn.num_heads
+    if weights.heads not in (None, here):
+        raise ValueError(f"weights of another architecture ({weights.heads} heads, not {here}): use --num_heads "
+                         f"{weights.heads}")
+
+
+def check_classes(weights: Weights, where: str, classes: int) -> None:
+    """ValueError where weights have no head, or one of another number of classes than `where` has."""
+    if "head.weight" not in weights.tensors:
+        raise ValueError(f"{weights.path} has no head: give it to --finetune (without --head_order) to train one")
+    if len(weights.tensors["head.weight"]) != classes:
+        raise ValueError(f"{weights.path} has a head of {len(weights.tensors['head.weight'])} classes, but {where} has "
+                         f"{classes}: give the data set that it was trained on, or train a new head with --finetune")
+
+
+def open_classifier(args) -> tuple[Weights, dict]:
+    """The weights of --resume for --eval, and the checkpoint that they are: foreign ones with what the flags say of them."""
+    weights = open_weights(args.resume)
+    if weights.checkpoint:
+        check_stage(args.resume, weights.checkpoint, "finetune")
+        if "group_counts" not in weights.checkpoint["progress"]:
+            raise ValueError(f"{args.resume} is of an earlier version, which did not keep what its evaluation needs: train "
+                             "again")
+        ordered(args, weights)
+        return weights, weights.checkpoint
+    return weights, foreign_checkpoint(args, weights)
+
+
+def foreign_checkpoint(args, weights: Weights) -> dict:
+    """A checkpoint of stage 2 out of weights that say neither their task nor their images: these are the flags'.
+
+    Classes and their training images (for the groups, and the prior of a correction) are the data set's; the pooling follows
+    from which norm the weights have. One line says what was assumed. ValueError for flags that are needed, and where the
+    head has other classes.
+    """
+    missing = [name for name in NEEDED if name not in args.given]
+    if missing:
+        raise ValueError(f"{weights.path} is of {weights.form.removeprefix('a ')} and does not say what it is for: give "
+                         f"{', '.join(f'--{name}' for name in missing)}"
+                         + " (which decides how its outputs become scores)" * ("loss" in missing))
+    train = load_images(args, "train")
+    check_classes(weights, train.source, len(train.class_names))
+    balanced = args.loss in LOSSES and LOSSES[args.loss].uses_prior
+    tau = 1.0 if args.tau is None or args.posthoc == "logit_adjust" else args.tau
+    # As the released code trains: its losses have the bias of Thm. 1 and 2.
+    loss = {"loss": args.loss, "tau": tau, "test_prior": "none" if balanced else "uniform"}
+    settings = {**vars(args), **{name: loss.get(name, getattr(args, name)) for name in LOSS_SETTINGS},
+                "mean": list(train.record.mean), "std": list(train.record.std), "val_fraction": None,
+                "cls_token": "fc_norm.weight" not in weights.tensors,
+                "num_heads": args.num_heads or weights.heads}
+    counts = train.class_counts.tolist()
+    order = "labels sorted as strings" if args.head_order == "string_sorted" else f"{train.source}"
+    say(f"assumed: rows of the head in the order of {order}; pooling over the "
+        f"{'class token' if settings['cls_token'] else 'patches'}; images normalised by {settings['mean']} and "
+        f"{settings['std']}; trained with --loss {args.loss}" + f", tau {tau:g} and --test_prior none" * balanced)
+    return {"stage": "finetune", "args": settings, "model": ordered(args, weights), "ema": None, "class_counts": counts,
+            "class_names": train.class_names, "progress": {"epoch": weights.epochs, "group_counts": counts}}

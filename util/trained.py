@@ -4,6 +4,7 @@ Model, size, channels, statistics and classes are the checkpoint's own; no flag 
 """
 import argparse
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -15,10 +16,11 @@ from datasets.transforms import Normalize, eval_transform
 from models_mae import MaskedAutoencoderViT, as_pair, build_mae, patch_grid
 from models_vit import Classifier, build_vit, load_classifier, load_encoder
 from util.args_finetune import LOSS_SETTINGS, build_criterion
-from util.checkpoint import load_checkpoint, trained_weights
+from util.checkpoint import check_stage, load_checkpoint, trained_weights
 from util.losses import Loss
 from util.precision import choose_attention
 from util.seed import derive_seed, seeded
+from util.weights import open_weights
 
 CPU = torch.device("cpu")
 # Sets whose images have the channels that they have; images in files are read as grey or colour, whatever they are.
@@ -68,10 +70,22 @@ class Trained:
         return self.normalize(torch.stack([transform(image) for image in images]).to(self.normalize.factor.device))
 
 
+def open_checkpoint(path, stage: str | None = None) -> dict:
+    """As `load_checkpoint`, of a folder that util/export.py made too."""
+    if not Path(path).is_dir():
+        return load_checkpoint(path, stage)
+    weights = open_weights(path)
+    if weights.checkpoint is None:
+        raise ValueError(f"{path} is of {weights.form} and does not say what it was trained on: give a last.pth of this "
+                         "project, or a folder that python -m util.export made of one")
+    check_stage(path, weights.checkpoint, stage)
+    return weights.checkpoint
+
+
 def load_mae(path, device: torch.device = CPU) -> Trained:
     """The autoencoder of a stage-1 checkpoint. ValueError for a file that `load_checkpoint` refuses, and for one of stage 2,
     which has no decoder."""
-    state = load_checkpoint(path)
+    state = open_checkpoint(path)
     if state["stage"] != "pretrain":
         source = state["args"].get("finetune")
         raise ValueError(f"{path} is a classifier of stage 2 and has no decoder to reconstruct with: give the last.pth of "
@@ -83,7 +97,7 @@ def load_mae(path, device: torch.device = CPU) -> Trained:
 
 def load_classifier_model(path, device: torch.device = CPU) -> Trained:
     """The classifier of a stage-2 checkpoint, model(images) -> logits (N, C). ValueError as of `load_checkpoint`."""
-    state = load_checkpoint(path, "finetune")
+    state = open_checkpoint(path, "finetune")
     settings = state["args"]
     loss = argparse.Namespace(**{name: settings[name] for name in LOSS_SETTINGS})
     criterion = build_criterion(loss, state["class_counts"], state["class_names"])
@@ -97,7 +111,7 @@ def load_encoder_model(path, device: torch.device = CPU, untrained: bool = False
 
     untrained: fresh weights of the same architecture instead, as a run of the checkpoint's seed starts with.
     """
-    state = load_checkpoint(path)
+    state = open_checkpoint(path)
     settings, channels = state["args"], record_of(state).channels
     with seeded(derive_seed(settings["seed"], "start")):
         if state["stage"] == "finetune":
