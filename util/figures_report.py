@@ -14,11 +14,11 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 from util.figures import BLACK, GROUP_COLORS
 from util.figures import MARKERS as GROUP_MARKERS
 from util.figures_compare import COLORS, MARKERS
-from util.figures_pictures import plain, save_print
+from util.figures_pictures import MIN_FONT, TEXT, plain, save_print
 from util.metrics import FEW_BELOW, MANY_ABOVE
 
-COLUMN, TEXT = 3.3, 6.9  # inches: one column and the whole width of a page of two
-MIN_FONT, FONT, MAX_FONT = 7.0, 8.0, 9.0
+COLUMN = 3.3  # inches: one column of a page of two, TEXT being the whole width
+FONT, MAX_FONT = 8.0, 9.0
 DASHES = ("-", "--", "-.", ":")
 MAX_LABEL = 48
 MAX_LEGEND = 26  # entries below a column; more are taller than the figure
