@@ -261,7 +261,6 @@ def evaluate_checkpoint(args) -> dict:
     trained, asked = trained_loss(args, state["args"]), read_test_prior(args.test_prior, len(test.class_names))
     criterion = build_criterion(trained, state["class_counts"], test.class_names)
     model = place(build_model(args, test, criterion.cosine_head), machine)
-    check_head_count(model, MODELS, state["args"])
     load_classifier(model, trained_weights(state))
     run = RunFolder(args.output_dir) if args.output_dir else None
     if run and machine.world.first:
