@@ -38,7 +38,7 @@ from util.args_finetune import (
     with_loss_defaults,
 )
 from util.bootstrap import intervals
-from util.checkpoint import trained_weights
+from util.checkpoint import trained_weights, writing
 from util.lr import param_groups
 from util.posthoc import METHODS, correct
 from util.run import RunFolder, say
@@ -70,8 +70,8 @@ def get_args_parser() -> Parser:
     add_model_flags(parser, "vit_base_patch16", MODELS)
     group = parser.add_argument_group("classifier")
     group.add_argument("--finetune", metavar="CKPT", help="weights to start from, this project's, MAE's, LiVT's, timm's or "
-                       "Hugging Face's, a file or a folder; a classifier of this project is taken with its head; random "
-                       "weights without it")
+                       "Hugging Face's, a file or a folder; a classifier of this project and of the same classes keeps "
+                       "its head; random weights without it")
     group.add_argument("--head_order", choices=["official", "string_sorted"], help="load the head of others' weights, whose "
                        "rows are in label order, or in that of labels sorted as strings (LiVT's iNat18 heads)")
     group.add_argument("--nb_classes", type=int, metavar="C", help="checked against the data, which decides")
@@ -166,7 +166,8 @@ def main(args) -> dict:
     machine = set_up(args)
     world = machine.world
     train, test = load_for_training(args)
-    check_same_data(train, world)
+    for images in (train, test):
+        check_same_data(images, world)
     size, normalize = as_pair(args.input_size), Normalize(test.record, machine.device)
     args = with_loss_defaults(args, len(train.class_names))
     criterion = build_criterion(args, train.class_counts, train.class_names).to(machine.device)
@@ -214,12 +215,13 @@ def main(args) -> dict:
 
     # A finished run that is started again has trained nothing, so its weights are scored once more.
     result, logits, labels = scored or score_now()
-    if world.first:
-        figures.training_curves(run.figures / "training.png", run.records())
-        run.log_settings(settings, result)
-    write_results(run, result, logits, labels, test, train.group_counts, {"epoch": args.epochs - 1, "split": scored_split(args),
-                                                             "epoch_chosen_by": "nothing, the last one"})
-    run.close()
+    with writing(run.path):
+        if world.first:
+            figures.training_curves(run.figures / "training.png", run.records())
+            run.log_settings(settings, result)
+        write_results(run, result, logits, labels, test, train.group_counts, {
+            "epoch": args.epochs - 1, "split": scored_split(args), "epoch_chosen_by": "nothing, the last one"})
+        run.close()
     say(metrics.format_table({f"{args.loss}, {scored_split(args)}": result}))
     return result
 
@@ -234,6 +236,7 @@ def evaluate_checkpoint(args) -> dict:
     args = with_checkpoint_flags(args, state["args"])
     machine = set_up(args)
     test = in_class_order(load_scored(args, state["args"]), state["class_names"], args.resume)
+    check_same_data(test, machine.world)
     tell_differences(resolved(args, test), state["args"], ("mean", "std", "input_size", "crop_pct"), args.resume)
     trained, asked = trained_loss(args, state["args"]), read_test_prior(args.test_prior, len(test.class_names))
     criterion = build_criterion(trained, state["class_counts"], test.class_names)
@@ -262,7 +265,8 @@ def evaluate_checkpoint(args) -> dict:
         epochs = state["progress"]["epoch"]  # None of others' weights that do not say
         provenance = {"epoch": epochs and epochs - 1, "split": scored_split(args), "epoch_chosen_by":
                       "nothing, the checkpoint's", "corrected": words.lstrip(", ") or None}
-        write_results(run, result, logits, labels, test, counts, provenance)
+        with writing(run.path):
+            write_results(run, result, logits, labels, test, counts, provenance)
         say(f"wrote metrics.json, predictions.npz and figures into {run.path}")
     return world.from_first(result)
 

@@ -21,6 +21,7 @@ from util.args import (
     add_run_flags,
     run_command,
 )
+from util.checkpoint import writing
 from util.lr import param_groups
 from util.reconstruct import show_masked
 from util.run import RunFolder, say
@@ -118,12 +119,13 @@ def main(args) -> dict:
         session.train(args.epochs, train_epoch, lambda epoch, record: {**record, **run.log_bad_images(images)})
 
     last = world.from_first(run.records()[-1] if world.first else None)
-    run.write_json("metrics.json", {"epoch": last["epoch"], "train_loss": last["train_loss"]})
-    if world.first:
-        figures.training_curves(run.figures / "training.png", run.records())
-        show_reconstructions(stepper.trained, images, normalize, args, run, args.epochs)
-        run.log_settings(settings, last)
-    run.close()
+    with writing(run.path):
+        run.write_json("metrics.json", {"epoch": last["epoch"], "train_loss": last["train_loss"]})
+        if world.first:
+            figures.training_curves(run.figures / "training.png", run.records())
+            show_reconstructions(stepper.trained, images, normalize, args, run, args.epochs)
+            run.log_settings(settings, last)
+        run.close()
     return last
 
 

@@ -160,8 +160,10 @@ def test_checkpoints_that_do_not_fit(fails, encoder, finetune, tmp_path):
     assert "foreign.pth is no checkpoint of this project" in fails("pretrain", "--resume", tmp_path / "foreign.pth")
     finetune(tmp_path / "bft", "--epochs", 1, "--warmup_epochs", 0)
     last = tmp_path / "bft" / "last.pth"
-    assert "weights of another architecture" in fails("finetune", "--eval", "--resume", last, "--depth", 3)
-    assert "(2 heads, not 4)" in fails("finetune", "--eval", "--resume", last, "--num_heads", 4)
+    assert "patch 4, width 32, depth 2, 2 heads, not of patch 4, width 32, depth 3, 2 heads: leave --model, --p" in fails(
+        "finetune", "--eval", "--resume", last, "--depth", 3)
+    assert "2 heads, not of patch 4, width 32, depth 2, 4 heads" in fails(
+        "finetune", "--eval", "--resume", last, "--num_heads", 4)
     assert "embedded" in fails("finetune", "--eval", "--resume", last, "--dataset", "embedded")
 
 

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from util.checkpoint import KEYS, SaveError, load_checkpoint, save_checkpoint
+from util.checkpoint import KEYS, SaveError, load_checkpoint, replace_file, save_checkpoint
 
 
 def a_state(**changes):
@@ -34,6 +34,29 @@ def test_a_failed_save_leaves_the_old_file_whole(tmp_path, monkeypatch):
     with pytest.raises(SaveError, match="No space left"):
         save_checkpoint(path, a_state(model={}))
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["last.pth"]
+
+
+def test_bytes_and_names_are_on_the_disk_before_the_next_thing_happens(tmp_path, monkeypatch):
+    done, fsync, replace = [], os.fsync, os.replace
+
+    def noted_fsync(handle):
+        done.append(("fsync", os.path.basename(os.readlink(f"/proc/self/fd/{handle}"))))
+        fsync(handle)
+
+    def noted_replace(one, other):
+        done.append((one.name, other.name))
+        replace(one, other)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    for _ in range(2):
+        done.clear()
+        save_checkpoint(tmp_path / "last.pth", a_state())
+    assert done == [("fsync", ".last.pth.part"), ("last.pth", "previous.pth"), (".last.pth.part", "last.pth"),
+                    ("fsync", tmp_path.name)]
+    done.clear()
+    replace_file(tmp_path / "log.jsonl", lambda file: file.write(b"{}"))
+    assert done == [("fsync", ".log.jsonl.part"), (".log.jsonl.part", "log.jsonl")]
 
 
 class Runs:

@@ -237,10 +237,52 @@ def test_command(folders, monkeypatch, capsys):
     assert "ECE by softmax scores" in printed
 
 
+def give_seeds(folders, **seeds):
+    for name, seed in seeds.items():
+        (folders / name / "args.json").write_text(json.dumps({"args": {"seed": seed}}))
+
+
+def test_seeds_are_paired_by_what_is_recorded_whatever_their_order(folders, monkeypatch, capsys):
+    a, b = ([folders / f"{name}{seed}" for seed in range(3)] for name in "ab")
+    command(monkeypatch, "--a", *a, "--b", *b)
+    before = capsys.readouterr().out
+    assert "3 pairs of runs, in the order given, since no args.json tells all their seeds" in before
+    give_seeds(folders, a0=0, a1=1, a2=2, b0=0, b1=1, b2=2)
+    command(monkeypatch, "--a", *a, "--b", *b)
+    by_seed = capsys.readouterr().out
+    command(monkeypatch, "--a", *a, "--b", b[2], b[0], b[1])
+    assert capsys.readouterr().out == by_seed and "3 pairs of runs, by seed 0, 1, 2" in by_seed
+    assert by_seed.partition("by seed")[2].splitlines()[1:] == before.partition("all their seeds")[2].splitlines()[1:]
+    # Other pairs have other intervals, so it matters.
+    give_seeds(folders, b0=2, b1=0, b2=1)
+    command(monkeypatch, "--a", *a, "--b", *b)
+    assert capsys.readouterr().out.partition("ECE by")[2] != by_seed.partition("ECE by")[2]
+
+
+@pytest.mark.parametrize("seeds", [{"b2": 7}, {"b2": 1}])
+def test_seeds_that_are_no_pairs_are_told(folders, monkeypatch, capsys, seeds):
+    give_seeds(folders, **{"a0": 0, "a1": 1, "a2": 2, "b0": 0, "b1": 1, **seeds})
+    command(monkeypatch, "--a", *(folders / f"a{k}" for k in range(3)), "--b", *(folders / f"b{k}" for k in range(3)))
+    words = f"in the order given, since seeds 0, 1, 2 of A and 0, 1, {seeds['b2']} of B are no pairs"
+    assert words in capsys.readouterr().out
+
+
+def test_each_further_run_is_compared_with_the_first(folders, monkeypatch, capsys):
+    runs = [folders / name for name in ("a0", "b0", "b1")]
+    command(monkeypatch, *runs[:2])
+    one = capsys.readouterr().out
+    command(monkeypatch, runs[0], runs[2])
+    other = capsys.readouterr().out
+    command(monkeypatch, *runs)
+    printed = capsys.readouterr().out
+    assert one in printed and other in printed and printed.index(one) < printed.index(other)
+    assert printed.startswith(f"1 of 2: {runs[1]} against {runs[0]}\n") and f"\n2 of 2: {runs[2]} against {runs[0]}" in printed
+
+
 def test_bad_commands_end_in_one_line(folders, monkeypatch, capsys):
     a, b = folders / "a0", folders / "b0"
     (b / "metrics.json").write_text((b / "metrics.json").read_text().replace('"test"', '"val"'))
-    for argv, message in [((a,), "expected RUN_A RUN_B"), ((), "0 runs"), ((a, b, a), "3 runs"), ((a, "--b", b), "1 runs"),
+    for argv, message in [((a,), "1 run, --a 0, --b 0; expected RUN_A RUN_B"), ((), "0 runs"), ((a, "--b", b), "1 run, --a"),
                           (("--a", a), "1 runs of A and 0 of B"), ((a, folders / "no"), "no run folder"),
                           ((a, b), "differ in split")]:
         with pytest.raises(SystemExit) as stop:

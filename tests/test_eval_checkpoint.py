@@ -15,7 +15,8 @@ from util.metrics import groups
 def trained(finetune, tmp_path_factory):
     """A finished stage 2 with settings that differ from every default."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    flags = ["--cls_token", "--crop_pct", .9, "--eval_every", 2, "--head_bias", "prior", "--device", "cpu"]
+    flags = ["--cls_token", "--crop_pct", .9, "--seed", 3, "--eval_every", 2, "--head_bias", "prior",
+             "--device", "cpu"]
     return folder, finetune(folder, *flags)
 
 
@@ -70,6 +71,32 @@ def test_another_size_of_image_and_of_patch_is_resampled_and_told(trained, capsy
     assert "patch embedding resampled 4 x 4 -> 8 x 8 pixels; positions not resampled: the" in capsys.readouterr().out
     evaluate("--resume", trained[0] / "last.pth", "--input_size", 32)
     assert "\npositions resampled (4, 4) -> (8, 8)\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", [
+    ["--model", "vit_small_patch16"], ["--num_heads", 4], ["--model", "vit_tiny_patch16", "--depth", 3],
+    ["--model", "vit_small_patch16", "--embed_dim", 64, "--depth", 2, "--num_heads", 2]])
+def test_another_network_than_the_checkpoints_is_refused(trained, flags):
+    with pytest.raises(ValueError, match=rf"patch 4, width 32, depth 2, 2 heads, class token, not of .*: leave {flags[0]}"):
+        evaluate("--resume", trained[0] / "last.pth", *flags)
+
+
+def test_a_network_that_is_not_pooled_alike_is_refused(trained, tmp_path):
+    state = load_checkpoint(trained[0] / "last.pth")
+    state["args"]["cls_token"] = False
+    torch.save(state, tmp_path / "last.pth")
+    with pytest.raises(ValueError, match="2 heads, not of .* 2 heads, class token: leave --cls_token out"):
+        evaluate("--resume", tmp_path / "last.pth", "--cls_token")
+
+
+@pytest.mark.parametrize("flags", [
+    ["--model", "vit_tiny_patch16"], ["--depth", 2], [], ["--model", "vit_small_patch16", "--patch_size", 4, "--embed_dim", 32,
+                                                           "--depth", 2, "--num_heads", 2]])
+def test_the_record_of_an_evaluation_is_what_was_scored(trained, tmp_path, flags):
+    evaluate("--resume", trained[0] / "last.pth", "--output_dir", tmp_path / "eval", *flags)
+    there, here = (json.loads((run / "args.json").read_text())["args"] for run in (trained[0], tmp_path / "eval"))
+    names = ("model", "patch_size", "embed_dim", "depth", "num_heads", "cls_token", "seed", "input_size", "mean", "dataset")
+    assert {name: here[name] for name in names} == {name: there[name] for name in names}
 
 
 def test_classes_in_another_order_are_put_into_the_checkpoints(trained, picture_folder, tmp_path, capsys):

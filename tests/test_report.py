@@ -123,6 +123,10 @@ def test_numbers_are_those_of_the_runs(sweep):
             assert cell[0] == column_text(column, result[column])
         low, high = (float(part) for part in rows[run.name][1][1].strip("[]").split(","))
         assert low < result["overall"] < high
+    turned = page.tables["metrics"][4:14]  # for a narrow screen
+    columns = zip(*(rows[run.name][1:] for run in runs), strict=True)
+    assert [row[1:] for row in turned[1:]] == [list(column) for column in columns]
+    assert turned[0][1:] == [rows[run.name][0] for run in runs] and turned[1][0] == ["overall %"]
     table = page.tables["classes"]
     assert table[0] == [["class"], ["training images"], *([run.name] for run in runs)]
     accuracy = [json.loads((run / "metrics.json").read_text())["per_class_accuracy"] for run in runs]
@@ -154,6 +158,8 @@ def test_seeds_are_means_with_deviations(tmp_path):
     _, page = write(tmp_path, *runs)
     overall = [json.loads((run / "metrics.json").read_text())["overall"] for run in runs]
     row = page.tables["metrics"][1]
+    assert "ECE of several seeds is the mean of theirs" in words(page)
+    assert "Seeds lie in one diagram, so its ECE is not the mean of theirs." in words(page)
     assert row[0] == ["bft"] and row[1] == [f"{np.mean(overall):.1f}", f"± {np.std(overall, ddof=1):.1f}"]
     assert f"bft has {' '.join(row[1])} % of 120 test images right over 3 seeds" in words(page)
     assert "sweeps" not in page.ids and "differences" not in page.ids

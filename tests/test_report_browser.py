@@ -16,6 +16,8 @@ PROBE = """<script>onload = () => parent.postMessage(JSON.stringify({
   broken: [...document.images].filter(image => !image.complete || !image.naturalWidth).length, images: document.images.length,
   outside: [...document.querySelectorAll("main *")].filter(e => !e.parentElement.closest(".scroll, .card")
     && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.tagName),
+  metrics: [...document.querySelectorAll("#metrics ~ div .scroll")].filter(e => e.clientWidth > 0).map(e => e.scrollWidth
+    - e.clientWidth),
   boxes: [...document.querySelectorAll(".scroll, .card")].filter(e => e.scrollWidth > e.clientWidth).length}), "*")</script>"""
 
 
@@ -44,5 +46,6 @@ def test_wide_and_on_a_phone(tmp_path, monkeypatch):
     for width in (1280, 390):
         seen, console = look(page, width)
         assert console == [] and seen["broken"] == 0 and seen["images"] > 8
+        assert seen["metrics"] == [0]  # of the two tables the one that fits
         assert seen["inner"] == width and seen["width"] <= width and seen["outside"] == [], seen
     assert seen["boxes"] > 3  # what is wide scrolls in a box of its own

@@ -17,7 +17,7 @@ from tests.test_figures import NAMES as GARMENTS
 from util import figures, figures_report
 from util.compare import compare_runs
 from util.figures_compare import draw_class_accuracies
-from util.figures_pictures import draw_rows
+from util.figures_pictures import draw_overlays, draw_rows, save_print
 from util.report_classes import largest_confusions
 from util.report_groups import group_runs, same_images
 from util.report_pictures import most_wrong
@@ -172,6 +172,7 @@ def test_smoothing_equals_a_plain_loop():
 
 POINTS = [(0.5, 40.0, 38.0, 42.0), (1.0, 60.0, 59.0, 61.0), (2.0, 50.0, 49.0, 52.0)]
 EPOCHS = list(range(20))
+ROW = "study/seed0/mgp\nmae_vit_base_patch16\n800 epochs\nnorm_pix_loss"
 PRINTED = {
     "sweep": lambda: figures_report.draw_points(dict.fromkeys(COLUMNS, POINTS), "tau", "accuracy (%)", False,
                                                 figures_report.group_style),
@@ -196,9 +197,28 @@ PRINTED = {
                                           square=True),
     "reliability": lambda: figures_report.fit(figures.draw_reliability_diagram({f"{LONG[:24]}": a_calibration(), "b" * 24:
                                               a_calibration(1), "c": a_calibration(2), "d" * 24: a_calibration(3)})),
+    "reconstructions": lambda: draw_rows({name: random_pictures(16, 28, 28) for name in ("image", "masked", ROW, ROW + "s")},
+                                         LONG * 3, [f"{k:08}.JPEG" for k in range(16)]),
+    "attention": lambda: draw_overlays(random_pictures(8, 28, 28), np.ones((8, 4, 4)), ["T-shirt/top\n\N{RIGHTWARDS ARROW} "
+                                       "Ankle boot\n99.9 %"] * 8, LONG, "attention (1 = every patch alike)"),
     "pictures": lambda: figures_report.fit(draw_rows({"image": random_pictures(12, 28, 28)}, "wrong",
                                                      ["Ankle boot\nas x\n9 %"] * 12, 6)),
 }
+
+
+@pytest.mark.parametrize("name", ["reconstructions", "attention"])
+def test_a_file_of_pictures_fits_on_a_page(tmp_path, name):
+    png, pdf = save_print(PRINTED[name](), tmp_path / "a.png")
+    box = pdf.read_bytes().split(b"/MediaBox [")[1].split(b"]")[0].split()
+    assert 6 <= float(box[2]) / 72 <= 7 and mpl.image.imread(png).shape[1] <= 2100
+
+
+def test_captions_of_pictures_do_not_lie_on_one_another():
+    figure = draw_rows({"image": random_pictures(8, 28, 28)}, "t", ["ILSVRC2012_val_00000001.JPEG"] * 8)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    boxes = [axis.title.get_window_extent(canvas.get_renderer()) for axis in figure.axes]
+    assert not any(a.overlaps(b) for a, b in zip(boxes, boxes[1:], strict=False))
 
 
 @pytest.mark.parametrize("name", PRINTED)

@@ -35,12 +35,14 @@ def same_runs(one, other):
     assert all(torch.equal(a["model"][key], b["model"][key]) for key in b["model"])
     for x, y in zip(a["optimizer"]["state"].values(), b["optimizer"]["state"].values(), strict=True):
         assert all(torch.equal(x[key], y[key]) for key in y)
+    assert (a["ema"] is None) == (b["ema"] is None)
+    assert all(torch.equal(a["ema"][key], b["ema"][key]) for key in b["ema"] or ())
     logs = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in (one, other)]
     exact = [[{k: v for k, v in line.items() if k not in TIMES} for line in log] for log in logs]
     assert exact[0] == exact[1] and len(exact[0]) == 4
 
 
-STAGE_1 = ["--model", "mae_vit_tiny_patch16", "--epochs", 4]
+STAGE_1 = ["--model", "mae_vit_tiny_patch16", "--epochs", 4, "--ema", .9]
 STAGE_2 = ["--epochs", 4, "--mixup", .8, "--cutmix", 1, "--drop_path", .2, "--accum_iter", 2]
 
 

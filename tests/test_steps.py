@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from timm.utils import ModelEmaV3
 from torch import nn
 
 from util.precision import choose_amp
@@ -123,6 +124,20 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(poison, where)
     assert not any(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
+def test_a_skipped_step_leaves_the_moving_average_where_it_is():
+    model = small_net()
+    stepper = make(model, ema=ModelEmaV3(model, decay=0.5))
+    train(model, stepper, StepPlan(8, 4, 1), torch.randn(8, 5), torch.randn(8, 1), epochs=1)
+    before = [p.clone() for p in stepper.ema.module.parameters()]
+    stepper.backward(model(torch.ones(2, 5)).sum() * float("nan"), 1.0)
+    stepper.step(2)
+    assert all(torch.equal(a, b) for a, b in zip(before, stepper.ema.module.parameters(), strict=True))
+    assert not torch.equal(before[0], next(model.parameters()))  # so that there was somewhere to go
+    stepper.backward(model(torch.ones(2, 5)).sum(), 1.0)
+    stepper.step(2)
+    assert not any(torch.equal(a, b) for a, b in zip(before, stepper.ema.module.parameters(), strict=True))
+
+
 def test_too_many_bad_steps_in_a_row_stop_with_a_message():
     model = small_net()
     stepper = make(model, max_bad_steps=3)
@@ -153,6 +168,17 @@ def test_state_is_restored():
     stepper.step(1)
     other.load_state_dict(stepper.state_dict())
     assert other.bad_in_row == 1 and other.total == 1 and other.read("")["skipped_steps"] == 1
+
+
+def test_the_scale_of_fp16_is_restored():
+    stepper, other = make(small_net(), amp=torch.float16), make(small_net(), amp=torch.float16)
+    for poison in (1.0, float("inf"), 1.0):
+        stepper.backward(stepper.model(torch.ones(2, 5)).sum() * poison, 1.0)
+        stepper.step(2)
+    scale, growth = stepper.scaler.get_scale(), stepper.scaler.state_dict()["_growth_tracker"]
+    assert scale == other.scaler.get_scale() / 2 and growth == 1
+    other.load_state_dict(stepper.state_dict())
+    assert (other.scaler.get_scale(), other.scaler.state_dict()["_growth_tracker"]) == (scale, growth)
 
 
 @pytest.mark.parametrize(("batch", "accum", "effective", "derived"), [

@@ -111,7 +111,9 @@ def test_command(runs, monkeypatch, capsys):
     after = json.loads((test / "metrics.json").read_text())
     kept, predictions = after.pop("temperature"), np.load(test / "predictions.npz")
     assert after == before  # what was measured without a temperature stays
-    assert kept["fitted_on"] == {"run": str(fit), "split": "val", "data_source": "pictures/val", "num_samples": 300}
+    assert kept["fitted_on"] == {"run": str(fit), "split": "val", "data_source": "pictures/val", "num_samples": 300,
+                                 "class_distance": kept["fitted_on"]["class_distance"]}
+    assert 0 < kept["fitted_on"]["class_distance"] < 0.1  # by chance
     held_out = np.load(fit / "predictions.npz")
     assert kept["temperature"] == fit_temperature(held_out["logits"], held_out["labels"]).temperature
     assert kept["before"] == {key: before[key] for key in kept["before"]}
@@ -119,11 +121,34 @@ def test_command(runs, monkeypatch, capsys):
     assert kept["after"] == probability_metrics(scaled, predictions["labels"])
     assert kept["after"]["ece"] < kept["before"]["ece"] / 2 and kept["after"]["nll"] < kept["before"]["nll"]
     printed = capsys.readouterr().out
+    assert "warning" not in printed
     rows = [line.split() for line in printed.splitlines() if line.startswith("T =")]
     for row, title, name in zip(rows, ("1", f"{kept['temperature']:.4f}"), ("before", "after"), strict=True):
         numbers = kept[name]
         assert row[:3] == ["T", "=", title]
         assert row[3:] == [f"{numbers[key]:.{3 if key in ('nll', 'brier') else 1}f}" for key in temperature.COLUMNS]
+
+
+def test_a_slice_of_other_classes_is_told_in_one_line(runs, monkeypatch, capsys):
+    fit, test = runs
+    stored = np.load(fit / "predictions.npz")
+    keep = (stored["labels"] < 2) | (np.arange(300) % 20 == 0)  # a long tail: few images of the other four classes
+    logits, labels = stored["logits"][keep], stored["labels"][keep]
+    shares, there = (np.bincount(k, minlength=6) / len(k) for k in (labels, np.load(test / "predictions.npz")["labels"]))
+    np.savez(fit / "predictions.npz", logits=logits, labels=labels, ids=stored["ids"][keep])
+    command(monkeypatch, "--fit", fit, "--apply", test)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert f"has {100 * shares.max():.1f} % of the images of --fit and {100 * there.max():.1f} % of those of --apply" in line
+    assert f"distributions {sum(abs(shares - there)) / 2:.2f})" in line
+
+
+def test_a_temperature_that_makes_it_worse_is_told(runs, monkeypatch, capsys):
+    fit, test = runs
+    stored = np.load(fit / "predictions.npz")
+    np.savez(fit / "predictions.npz", logits=stored["logits"] / 20, labels=stored["labels"], ids=stored["ids"])
+    command(monkeypatch, "--fit", fit, "--apply", test)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert "the log-loss on" in line and "is larger than without" in line and "do not use it there" in line
 
 
 @pytest.mark.parametrize("change, message", [

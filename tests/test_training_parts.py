@@ -232,12 +232,14 @@ def test_positions_of_a_classifier_are_resampled_as_an_encoders():
     assert torch.equal(large.pos_embed, fresh.pos_embed) and torch.equal(large.head.weight, small.head.weight)
 
 
-def test_a_classifier_of_other_classes_is_refused(classifier, data_flags):
+def test_a_classifier_of_other_classes_or_another_order_gives_its_encoder_only(classifier, data_flags, capsys):
     args = main_finetune.get_args_parser().parse_args([*data_flags, "--finetune", str(classifier), "--layer_scale", "1e-4",
                                                        "--cls_token"])
     model = build_vit("vit_tiny_patch16", 3, 16, global_pool="token", layer_scale=1e-4, **SMALL)
-    with pytest.raises(ValueError, match="is a classifier of 3 classes .*have 3 .*same order"):
-        start_weights(args, vars(args), model, None, ["dog", "cat", "elk"])
+    head = model.head.weight.clone()
+    assert start_weights(args, vars(args), model, None, ["dog", "cat", "elk"]) == f"encoder of {classifier}"
+    assert torch.equal(model.head.weight, head)
+    assert "left out: head (2 tensors); new, with their start values: head (2 tensors)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("flags, words", [

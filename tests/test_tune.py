@@ -42,7 +42,18 @@ def test_the_chosen_is_the_best_of_as_many_trials_for_each_loss(short, tmp_path,
         args = main_finetune.get_args_parser().parse_args([*short, f"@{out / f'{loss}.args'}"])
         assert args.loss == loss and args.lr == float(best["flags"]["lr"])
     assert told["other_flags"] == short and told["grid"]["bce"] == {"lr": ["1e-3", "1e-1", "1e-5"]}
-    assert "chosen for bal_bce: bal_bce_0" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    for loss, entry in chosen.items():
+        words = ", ".join(f"{name} {value}" for name, value in entry["flags"].items())
+        assert f"* chosen for {loss}: {words}; use it as @{out / f'{loss}.args'} behind the recipe" in printed
+        assert f"\n* {entry['run']}: {words} " in printed and "{" not in printed
+
+
+def test_what_was_chosen_at_the_edge_of_its_grid_is_told():
+    grid = {"lr": ["1e-3", "4e-3", "2e-3"], "tau": [".5", "1"], "aa": ["none", "x", "y"]}
+    assert tune.at_the_edge({"lr": "4e-3", "tau": "1", "aa": "y"}, grid) == ["lr 4e-3 is the largest that was tried"]
+    assert tune.at_the_edge({"lr": "1e-3", "tau": ".5", "aa": "none"}, grid) == ["lr 1e-3 is the smallest that was tried"]
+    assert tune.at_the_edge({"lr": "2e-3", "tau": "1", "aa": "y"}, grid) == []
 
 
 def test_points_are_drawn_once_each_and_come_back():

@@ -15,7 +15,7 @@ from datasets.decode import UnreadableImage
 from datasets.loading import LOADERS
 from util.checkpoint import SaveError
 from util.distributed import is_collective_error, world
-from util.signals import SAVED, Stopped
+from util.signals import LEFT, SAVED, Stopped
 from util.steps import OPTIMIZERS, NonFiniteError
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -215,7 +215,7 @@ def run_command(parser: Parser, main) -> None:
         world().close()
         sys.exit(SAVED)
     except KeyboardInterrupt:
-        print("stopped; what was saved is whole, and the same command goes on from there", file=sys.stderr)
+        print(LEFT, file=sys.stderr)
         world().fail(130, "stopped by Ctrl-C")
         sys.exit(130)
     except Exception as error:

@@ -4,15 +4,18 @@ import argparse
 from torch import nn
 
 from datasets.sampling import PRIORS, SAMPLERS, check_prior_rule
+from models_mae import model_shape
+from models_vit import MODELS
 from util.args import Parser, check_range, parse_options
 from util.losses import LOSSES, build_loss, read_prior
 from util.run import say
 
 # Flags that decide what the logits of a trained model mean; --eval takes them from the checkpoint.
 LOSS_SETTINGS = ("loss", "loss_args", "tau", "test_prior", "sampler", "prior")
-# Flags that say what network that is and how its images are prepared: the checkpoint's unless given.
-EVALUATION_SETTINGS = ("dataset", "data_path", "mean", "std", "input_size", "crop_pct", "model", "patch_size", "embed_dim",
-                       "depth", "num_heads", "cls_token", "layer_scale", "amp")
+# Flags that say what network that is, which --eval cannot change but for the patch size, to which weights are resampled; and
+# flags that say how its images are prepared: the checkpoint's unless given.
+SHAPE = ("model", "patch_size", "embed_dim", "depth", "num_heads")
+EVALUATION_SETTINGS = ("dataset", "data_path", "mean", "std", "input_size", "crop_pct", "patch_size", "amp", "seed")
 
 
 def add_loss_flags(parser: Parser) -> None:
@@ -94,9 +97,31 @@ def check_finetune(args) -> None:
 
 
 def with_checkpoint_flags(args, trained: dict) -> argparse.Namespace:
-    """A copy of the flags of --eval in which those that were not given are the checkpoint's."""
-    names = [name for name in EVALUATION_SETTINGS if name not in args.given and name in trained]
+    """A copy of the flags of --eval in which those that were not given are the checkpoint's, and the network always is.
+
+    ValueError where flags ask for another network than the checkpoint's.
+    """
+    there = model_shape(MODELS, *(trained[name] for name in SHAPE))
+    # Another name asks for its own sizes; without one, single sizes are the checkpoint's but for those that are given.
+    settings = vars(args) if "model" in args.given and args.model != trained["model"] else {
+        **trained, **{name: getattr(args, name) for name in SHAPE if name in args.given}}
+    here = model_shape(MODELS, *(settings[name] for name in SHAPE))
+    token = args.cls_token or trained["cls_token"]
+    if (here[1:], token) != (there[1:], trained["cls_token"]):
+        asked, are = (f"{words(*shape)}{', class token' * pooled}" for shape, pooled in (
+            (here, token), (there, trained["cls_token"])))
+        flags = ", ".join(f"--{name}" for name in (*SHAPE, "cls_token") if name in args.given)
+        raise ValueError(f"{args.resume} is a network of {are}, not of {asked}: leave {flags} out, --eval takes the network "
+                         "out of the checkpoint")
+    names = [*(name for name in SHAPE if name != "patch_size"), "cls_token", "layer_scale",
+             *(name for name in EVALUATION_SETTINGS if name not in args.given)]
+    names = [name for name in names if name in trained]
     return argparse.Namespace(**{**vars(args), **{name: trained[name] for name in names}})
+
+
+def words(patch: int, dim: int, depth: int, heads: int) -> str:
+    """The sizes of a network."""
+    return f"patch {patch}, width {dim}, depth {depth}, {heads} heads"
 
 
 def with_loss_defaults(args, num_classes: int):

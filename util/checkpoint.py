@@ -28,6 +28,15 @@ class SaveError(RuntimeError):
                          "permissions, and start the same command again to go on from them")
 
 
+@contextlib.contextmanager
+def writing(path: Path):
+    """What the disk refuses in the body, where `path` is written, or files in it, is a SaveError."""
+    try:
+        yield
+    except OSError as error:
+        raise SaveError(path, error) from None
+
+
 class DamagedCheckpoint(ValueError):
     """A checkpoint file whose content is not what was written, or was never a checkpoint."""
 

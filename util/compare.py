@@ -1,14 +1,16 @@
 """Is run B better than run A? Paired over test images, and over seeds where there are several.
 
     python -m util.compare RUN_A RUN_B
-    python -m util.compare --a A_SEED0 A_SEED1 A_SEED2 --b B_SEED0 B_SEED1 B_SEED2
+    python -m util.compare RUN_A RUN_B RUN_C                    # B with A, then C with A: each further run with the first
+    python -m util.compare --a A_SEED0 A_SEED1 A_SEED2 --b B_SEED0 B_SEED1 B_SEED2      # in any order: paired by their seed
 
 The interval of B - A is a bootstrap with two levels:
     images   drawn with replacement, the same draw for every run; with one run each that is all, by percentiles
-    seeds    S pairs, the i-th run of A with the i-th of B. Each draw of images takes also a draw of the seeds' mean: Student's
-             t with S - 1 degrees of freedom times (deviation of the S differences) / sqrt(S). Drawing the seeds themselves
-             with replacement, which is usual for large numbers, calls noise a win in 24 % of cases at three seeds
-             (simulated, seeds alone differ); this one errs in 1 to 7 %, wherever the noise is
+    seeds    S pairs, each of one seed (args.json), else the i-th of A with the i-th of B, which is told. Each draw of
+             images takes also a draw of the seeds' mean: Student's t with S - 1 degrees of freedom times (deviation of the S
+             differences) / sqrt(S). Drawing the seeds themselves with replacement, which is usual for large numbers, calls
+             noise a win in 24 % of cases at three seeds (simulated, seeds alone differ); this one errs in 1 to 7 %, wherever
+             the noise is
 What each seed gets wrong by itself is in both levels, so the images' spread is shrunk by its share, which the draws show.
 
 "better" and "worse" are said of B where the interval excludes 0 and, for accuracies, the runs disagree about at least six
@@ -24,7 +26,7 @@ import numpy as np
 from util.args import Parser, run_command
 from util.bootstrap import COLUMNS, RESAMPLES, class_masks, draws, interval, outcomes, resampled
 from util.metrics import align, column_title
-from util.predictions import Predictions, read_predictions
+from util.predictions import Predictions, read_json, read_predictions
 from util.run import say
 
 LOWER_IS_BETTER = ("ece",)
@@ -180,10 +182,30 @@ def format_rows(rows: list[Row]) -> str:
     return align(lines)
 
 
-def describe(a: list[Predictions], b: list[Predictions]) -> str:
-    """What is compared, and what the intervals are over."""
+def recorded_seed(run: Predictions) -> int | None:
+    """--seed of a run as its args.json has it; None where there is none."""
+    try:
+        return read_json(run.folder / "args.json")["args"]["seed"]
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def pair_by_seed(a: list[Predictions], b: list[Predictions]) -> tuple[list[Predictions], str]:
+    """B in the order of A's seeds, and words that say how runs are paired: by position where their seeds are no pairs."""
+    of_a, of_b = ([recorded_seed(run) for run in arm] for arm in (a, b))
+    if None in of_a + of_b:
+        why = "no args.json tells all their seeds"
+    elif len(set(of_a)) < len(of_a) or len(set(of_b)) < len(of_b) or set(of_a) != set(of_b):
+        why = f"seeds {', '.join(map(str, of_a))} of A and {', '.join(map(str, of_b))} of B are no pairs"
+    else:
+        return [b[of_b.index(seed)] for seed in of_a], f"by seed {', '.join(map(str, of_a))}"
+    return b, f"in the order given, since {why}"
+
+
+def describe(a: list[Predictions], b: list[Predictions], paired: str = "in the order given") -> str:
+    """What is compared, and what the intervals are over. paired: how runs are paired, where there are several."""
     lines = [f"{name}  {run.folder}" for name, arm in (("A", a), ("B", b)) for run in arm]
-    over = f"images and {len(a)} pairs of runs"
+    over = f"images and {len(a)} pairs of runs, {paired}"
     if len(a) == 1:
         over = "images; one run each, so what another seed gives is not in it"
     lines.append(f"{len(a[0].labels):,} {a[0].result.get('split', '')} images; intervals over {over}")
@@ -194,14 +216,30 @@ def describe(a: list[Predictions], b: list[Predictions]) -> str:
     return "\n".join(lines)
 
 
-def main(args) -> list[Row]:
-    """Print the comparison; returns its rows."""
-    if bool(args.runs) == bool(args.a or args.b) or len(args.runs) not in (0, 2):
-        raise ValueError(f"{len(args.runs)} runs, --a {len(args.a)}, --b {len(args.b)}; expected RUN_A RUN_B, or the seeds of "
-                         "two settings as --a RUN ... --b RUN ...")
-    a, b = ([read_predictions(Path(run)) for run in runs] for runs in (args.a or args.runs[:1], args.b or args.runs[1:]))
+def main(args) -> list[list[Row]]:
+    """Print the comparisons; returns the rows of each."""
+    if bool(args.runs) == bool(args.a or args.b) or len(args.runs) == 1:
+        raise ValueError(f"{len(args.runs)} {'run' if len(args.runs) == 1 else 'runs'}, --a {len(args.a)}, --b {len(args.b)}; "
+                         "expected RUN_A RUN_B [RUN_C ...], or the seeds of two settings as --a RUN ... --b RUN ...")
+    if not args.runs:
+        return [report([read_predictions(Path(run)) for run in args.a], [read_predictions(Path(run)) for run in args.b])]
+    first, *others = [read_predictions(Path(run)) for run in args.runs]
+    found = []
+    for place, other in enumerate(others, 1):
+        if len(others) > 1:
+            say("\n" * (place > 1) + f"{place} of {len(others)}: {other.folder} against {first.folder}\n")
+        found.append(report([first], [other]))
+    if len(others) > 1:
+        say(f"\n{len(others)} runs against one: whoever picks the best of them picks luck too")
+    return found
+
+
+def report(a: list[Predictions], b: list[Predictions]) -> list[Row]:
+    """Print one comparison; returns its rows."""
+    check_arms(a, b)
+    b, paired = pair_by_seed(a, b)
     rows = compare_runs(a, b)
-    say(f"{describe(a, b)}\n\n{format_rows(rows)}")
+    say(f"{describe(a, b, paired)}\n\n{format_rows(rows)}")
     if len(a) == 1:
         right_a, right_b = (run.logits.argmax(axis=1) == run.labels for run in (a[0], b[0]))
         only_a, only_b = int(np.sum(right_a & ~right_b)), int(np.sum(right_b & ~right_a))
@@ -212,9 +250,10 @@ def main(args) -> list[Row]:
 def get_args_parser() -> Parser:
     """Flags of the command."""
     parser = Parser("paired comparison of finished runs: is B better than A?")
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders A and B with predictions.npz and metrics.json")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders A, B, ... with predictions.npz and "
+                        "metrics.json; each is compared with the first")
     parser.add_argument("--a", nargs="+", default=[], metavar="RUN", help="instead: the seeds of setting A")
-    parser.add_argument("--b", nargs="+", default=[], metavar="RUN", help="those of setting B, in the same order")
+    parser.add_argument("--b", nargs="+", default=[], metavar="RUN", help="those of setting B, in any order: paired by seed")
     return parser
 
 

@@ -9,7 +9,6 @@ what the processes agree about (signals, errors, results) always goes over the C
 """
 import json
 import os
-import re
 import socket
 import sys
 import threading
@@ -20,64 +19,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_NODELIST", "SLURM_JOB_ID")
+from util.launch import Launch, read_environment
+
 WATCH_SECONDS = 1.0  # between two looks at whether another process has failed
 GRACE_SECONDS = 5.0  # for the others to say that they are alive, once one does not answer
-
-
-@dataclass(frozen=True)
-class Launch:
-    """What a launcher's environment says: this process's number, and where the first process is met."""
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    address: str = ""
-    port: int = 0
-    by: str = "alone"
-
-
-def read_environment(environ=os.environ) -> Launch:
-    """Who this process is, from torchrun's variables, else those of a SLURM step, else alone.
-
-    Raises ValueError where some of a launcher's variables are set and others are not, with both lists.
-    """
-    # Job scripts often export MASTER_ADDR for other programs, so the address alone does not mean torchrun.
-    if any(name in environ for name in TORCHRUN[:3]):
-        require(environ, TORCHRUN, "torchrun")
-        return Launch(*(number(environ, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")), environ["MASTER_ADDR"],
-                      number(environ, "MASTER_PORT"), "torchrun")
-    # SLURM_PROCID is there in a batch script too; only a step (srun) has a number of tasks.
-    if "SLURM_STEP_NUM_TASKS" in environ:
-        require(environ, SLURM, "srun")
-        rank, size, local = (number(environ, name) for name in SLURM[:3])
-        # Several jobs may share a host; the job's number keeps their ports apart, below Linux's own range.
-        port = number(environ, "MASTER_PORT") if "MASTER_PORT" in environ else 15000 + number(environ, "SLURM_JOB_ID") % 17000
-        return Launch(rank, size, local, environ.get("MASTER_ADDR") or first_host(environ["SLURM_STEP_NODELIST"]), port, "srun")
-    return Launch()
-
-
-def require(environ, names: tuple[str, ...], launcher: str) -> None:
-    """Raise ValueError unless all of a launcher's variables are set."""
-    missing = [name for name in names if name not in environ]
-    if missing:
-        there = ", ".join(f"{name}={environ[name]}" for name in names if name in environ)
-        raise ValueError(f"the environment of {launcher} is set in part: {there}; {', '.join(missing)} missing: start with "
-                         f"{launcher}, or unset what is there to train in one process")
-
-
-def number(environ, name: str) -> int:
-    """An environment variable that must be a number of at least 0."""
-    if not environ[name].isdigit():
-        raise ValueError(f"the environment variable {name} must be a whole number, not {environ[name]!r}")
-    return int(environ[name])
-
-
-def first_host(nodes: str) -> str:
-    """SLURM's list of hosts -> the first of them: "gpu[07-09,12],login1" -> "gpu07"."""
-    head = re.match(r"([^,\[]+)(?:\[(\d+)[^\]]*\]([^,\[]*))?", nodes)
-    return "".join(part or "" for part in head.groups()) if head else nodes
 
 
 @dataclass

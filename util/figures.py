@@ -12,7 +12,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from util.figures_pictures import draw_rows
+from util.figures_pictures import PRINT_DPI, draw_rows
 from util.figures_pictures import plain as _plain
 from util.metrics import FEW_BELOW, MANY_ABOVE, group_accuracy, groups
 
@@ -32,7 +32,7 @@ def reconstructions(path, images, masked, reconstructed, title):
 
     Drawn as `util.figures_pictures.draw_rows` says; a ValueError as there.
     """
-    return _save(draw_reconstructions(images, masked, reconstructed, title), path)
+    return _save(draw_reconstructions(images, masked, reconstructed, title), path, PRINT_DPI)
 
 
 def draw_reconstructions(images, masked, reconstructed, title):
@@ -240,10 +240,10 @@ def draw_confusion(matrix, class_names, class_counts):
     return figure
 
 
-def _save(figure, path):
+def _save(figure, path, dpi=150):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, format=path.suffix[1:] or "png", bbox_inches="tight")
+    figure.savefig(path, dpi=dpi, format=path.suffix[1:] or "png", bbox_inches="tight")
     return path
 
 

@@ -1,4 +1,7 @@
-"""Rows of pictures: what the network sees, what it makes of it, and where it looks; conventions as in util/figures.py."""
+"""Rows of pictures: what the network sees, what it makes of it, and where it looks; conventions as in util/figures.py.
+
+They are drawn at the size of print: at most TEXT inches wide as files, with texts of MIN_FONT points and more.
+"""
 import math
 import textwrap
 from pathlib import Path
@@ -7,8 +10,13 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+TEXT = 6.9  # inches: the width of a page
+MIN_FONT = 7.0
 EXAMPLES_PER_ROW = 8
-SIDE = 1.25  # inches across one picture
+SIDE = 1.25  # inches across one picture, where there is room for as much
+NAMES = 1.1  # inches for the names of the rows, at least
+PAD = 0.1  # inches around what is drawn, when the rest is cut off
+LETTER = 0.6  # width of a letter by its height
 PRINT_DPI = 300
 MAX_CAPTION = 20
 
@@ -51,22 +59,27 @@ def draw_overlays(pictures, maps, captions, title: str, scale: str) -> Figure:
         extent = (-0.5, width - 0.5, height - 0.5, -0.5)
         # Whole patches, because a patch is the finest that attention tells apart.
         shown = lower.imshow(maps[sample], cmap="inferno", vmin=0, vmax=maps.max(), alpha=0.6, extent=extent)
-    bar = figure.colorbar(shown, ax=figure.axes, shrink=0.6, aspect=30)
-    bar.set_label(scale, fontsize=9)
+    bar = figure.colorbar(shown, ax=figure.axes, shrink=0.9, aspect=40)
+    bar.set_label(scale, fontsize=8)
+    bar.ax.tick_params(labelsize=MIN_FONT)
     return figure
 
 
 def picture_axes(names: list[str], captions: list[str], ratio: float, title: str, per_row: int):
     """(figure, axes[example] -> the axes of its rows from top to bottom) without ticks or frames.
 
-    ratio: height over width of a picture. Blocks of at most per_row examples stand below one another.
+    ratio: height over width of a picture. Blocks of at most per_row examples stand below one another, and captions are cut
+    to the width of a picture.
     """
     count, rows = len(captions), len(names)
     blocks, across = math.ceil(count / per_row), min(count, per_row)
+    beside = max(NAMES, max(len(line) for name in names for line in name.split("\n")) * LETTER * 8 / 72)
+    side = min(SIDE, (TEXT - 2 * PAD - beside) / across)
+    letters = min(MAX_CAPTION, int(side * 72 / (LETTER * MIN_FONT)))
     lines = max(caption.count("\n") for caption in captions)
-    size = (max(SIDE * across, 2.5) + 1.1, blocks * (rows * SIDE * ratio + 0.3 + 0.15 * lines) + 0.5)
+    size = (max(side * across, 2.5) + beside, blocks * (rows * side * ratio + 0.3 + 0.12 * lines) + 0.5)
     figure = Figure(figsize=size, layout="compressed")
-    figure.suptitle(textwrap.fill(plain(title), int(10 * size[0])), fontsize=11)
+    figure.suptitle(textwrap.fill(plain(title), int(size[0] * 72 / (LETTER * 9))), fontsize=9)
     axes = figure.subplots(rows * blocks, across, squeeze=False)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[], frame_on=False)
@@ -74,10 +87,10 @@ def picture_axes(names: list[str], captions: list[str], ratio: float, title: str
     for sample, caption in enumerate(captions):
         block, column = divmod(sample, across)
         columns.append(axes[rows * block:rows * (block + 1), column])
-        columns[-1][0].set_title("\n".join(plain(line, MAX_CAPTION) for line in caption.split("\n")), fontsize=9)
+        columns[-1][0].set_title("\n".join(plain(line, letters) for line in caption.split("\n")), fontsize=MIN_FONT)
         if column == 0:
             for axis, name in zip(columns[-1], names, strict=True):
-                axis.set_ylabel(plain(name), fontsize=10, rotation=0, ha="right", va="center")
+                axis.set_ylabel(plain(name), fontsize=8, rotation=0, ha="right", va="center")
     return figure, columns
 
 
@@ -94,7 +107,7 @@ def save_print(figure: Figure, path, tight: bool = True) -> list[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with mpl.rc_context({"pdf.fonttype": 42}):
             for target in paths:
-                figure.savefig(target, dpi=PRINT_DPI, bbox_inches="tight" if tight else None)
+                figure.savefig(target, dpi=PRINT_DPI, bbox_inches="tight" if tight else None, pad_inches=PAD)
                 figure.set_layout_engine("none")  # laid out once is enough, and takes most of the time
     except OSError as error:
         raise ValueError(f"cannot write {path} ({error.strerror}): give another --out") from None

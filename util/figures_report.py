@@ -9,17 +9,18 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from util.figures import BLACK, GROUP_COLORS
 from util.figures import MARKERS as GROUP_MARKERS
 from util.figures_compare import COLORS, MARKERS
-from util.figures_pictures import plain, save_print
+from util.figures_pictures import MIN_FONT, TEXT, plain, save_print
 from util.metrics import FEW_BELOW, MANY_ABOVE
 
-COLUMN, TEXT = 3.3, 6.9  # inches: one column and the whole width of a page of two
-MIN_FONT, FONT, MAX_FONT = 7.0, 8.0, 9.0
+COLUMN = 3.3  # inches: one column of a page of two, TEXT being the whole width
+FONT, MAX_FONT = 8.0, 9.0
 DASHES = ("-", "--", "-.", ":")
+HIDDEN = 0.01  # of the height of a figure: lines as near lie on one another
 MAX_LABEL = 48
 MAX_LEGEND = 26  # entries below a column; more are taller than the figure
 MIN_BANDWIDTH = 0.1  # decades
@@ -69,7 +70,7 @@ def draw_frequency(classes: dict) -> Figure:
         axis.plot(at, smooth(counts, accuracy, at), color=style["color"], linestyle=style["linestyle"], linewidth=1.8,
                   label=label)
     axis.set_xscale("log")
-    plain_log(axis)
+    plain_log(axis.xaxis)
     low, high = axis.get_xlim()
     for bound in (FEW_BELOW, MANY_ABOVE):
         if low < bound < high:
@@ -88,7 +89,7 @@ def draw_points(series: dict, xlabel: str, ylabel: str, log: bool, styles=line_s
     ticks = sorted({point[0] for points in series.values() for point in points})
     if log:
         axis.set_xscale("log")
-        plain_log(axis)
+        plain_log(axis.xaxis)
     if len(ticks) <= 8:
         spread = np.log(ticks) if log else np.array(ticks)
         apart = np.diff(spread).min() / (np.ptp(spread) or 1) if len(ticks) > 1 else 1
@@ -102,31 +103,52 @@ def draw_points(series: dict, xlabel: str, ylabel: str, log: bool, styles=line_s
 def draw_curves(curves: dict, ylabel: str, log: bool = False) -> Figure:
     """One line for each of {label: [(epochs, values) of a seed]}: the mean over seeds and, where there are some, their range.
 
-    Values may be nan or None: a gap. Epochs that not all seeds have are means over those that have them.
+    Values may be nan or None: a gap. Epochs that not all seeds have are means over those that have them. A line that lies on
+    earlier ones is dashed, the more of them the sparser, so that all can be seen.
     """
     figure, axis = column_axes()
-    for place, (label, seeds) in enumerate(curves.items()):
-        epochs = sorted({epoch for of_seed, _ in seeds for epoch in of_seed})
-        table = np.full((len(seeds), len(epochs)), np.nan)
-        for row, (of_seed, values) in zip(table, seeds, strict=True):
-            row[np.searchsorted(epochs, of_seed)] = np.array(list(values), dtype=np.float64)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*(All-NaN|Mean of empty).*", category=RuntimeWarning)
-            mean, low, high = (f(table, axis=0) for f in (np.nanmean, np.nanmin, np.nanmax))
+    lines = {label: over_seeds(seeds) for label, seeds in curves.items()}
+    dashes = dashes_of([(epochs, np.log(mean) if log else mean) for epochs, mean, *_ in lines.values()])
+    for place, ((label, (epochs, mean, low, high)), dash) in enumerate(zip(lines.items(), dashes, strict=True)):
         style = line_style(place)
         style["marker"] = style["marker"] if len(epochs) == 1 else None
-        axis.plot(epochs, mean, label=label, **style)
-        if len(seeds) > 1:
+        axis.plot(epochs, mean, label=label, **style | dash)
+        if len(curves[label]) > 1:
             axis.fill_between(epochs, low, high, color=style["color"], alpha=0.18, linewidth=0)
     if log:
         axis.set_yscale("log")
-        axis.yaxis.set_minor_formatter(NullFormatter())
+        plain_log(axis.yaxis)
     else:
         axis.ticklabel_format(axis="y", style="sci", scilimits=(-2, 4))
         axis.yaxis.get_offset_text().set_fontsize(MIN_FONT)
     axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     axis.set(xlabel="epoch (first = 0)", ylabel=ylabel)
     return finish(figure, axis)
+
+
+def over_seeds(seeds: list[tuple]) -> tuple:
+    """[(epochs, values) of a seed] -> (epochs of any of them, mean, lowest, highest), nan where no seed has a value."""
+    epochs = np.unique([epoch for of_seed, _ in seeds for epoch in of_seed])
+    table = np.full((len(seeds), len(epochs)), np.nan)
+    for row, (of_seed, values) in zip(table, seeds, strict=True):
+        row[np.searchsorted(epochs, of_seed)] = np.array(list(values), dtype=np.float64)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*(All-NaN|Mean of empty).*", category=RuntimeWarning)
+        return epochs, *(f(table, axis=0) for f in (np.nanmean, np.nanmin, np.nanmax))
+
+
+def dashes_of(lines: list[tuple]) -> list[dict]:
+    """Dashes for every line (epochs, values) that lies on earlier ones: half of it nearer than HIDDEN of the height of all."""
+    every = np.concatenate([values[np.isfinite(values)] for _, values in lines])
+    height, found = (np.ptp(every) if len(every) else 0.0), []
+    for place, (epochs, values) in enumerate(lines):
+        below = 0
+        for there, others in lines[:place]:
+            _, mine, theirs = np.intersect1d(epochs, there, return_indices=True)
+            apart = np.abs(values[mine] - others[theirs])
+            below += np.isfinite(apart).any() and np.nanmedian(apart) <= HIDDEN * height
+        found.append({"linestyle": (0, (3, 3 * int(below)))} if below else {})
+    return found
 
 
 def column_axes():
@@ -138,10 +160,13 @@ def column_axes():
     return figure, axis
 
 
-def plain_log(axis) -> None:
-    """Numbers instead of powers on a logarithmic x axis."""
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.xaxis.set_minor_formatter(NullFormatter())
+def plain_log(which) -> None:
+    """Numbers instead of powers on a logarithmic axis, and of a decade or two more of them than its powers of ten."""
+    low, high = which.get_data_interval()
+    if high < 100 * low:
+        which.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    which.set_major_formatter("{x:g}")
+    which.set_minor_formatter(NullFormatter())
 
 
 def finish(figure: Figure, axis) -> Figure:

@@ -118,9 +118,12 @@ def curve_figures(page: Page, stage: str, groups: list[Group]) -> list[str]:
                                                                                    or name in ("loss", "lr")])]
             if seeds:
                 lines[group.label] = seeds
+        every = [seed for seeds in lines.values() for seed in seeds]
+        if name == "lr" and len(lines) > 1 and all(seed == every[0] for seed in every):
+            lines, more = {"": every[:1]}, " The same in all of them."
         # What was looked at once, at the end, has no course.
         if lines and (name in ("loss", "lr") or any(len(epochs) > 1 for seeds in lines.values() for epochs, _ in seeds)):
             made.append(page.figure(f"training_{stage}_{name}", draw_curves(lines, ylabel, is_log),
-                                    f"{ylabel} over the epochs of {', '.join(list(lines)[:6])}",
+                                    f"{ylabel} over the epochs of {', '.join(list(lines)[:6]) or 'all runs'}",
                                     f"{ylabel[0].upper()}{ylabel[1:]} over the epochs{several}.{more}"))
     return made

@@ -73,8 +73,11 @@ details{margin:.7rem 0}
 summary{cursor:pointer;color:var(--mark);font-weight:600;padding:.2rem 0}
 footer{margin-top:3rem;padding-top:.8rem;border-top:1px solid var(--line)}
 code{font-size:.88em;background:var(--shade);padding:.05em .3em;border-radius:4px}
-@media(max-width:560px){body{font-size:15px}main{padding:1rem .85rem 3rem}h1{font-size:1.35rem}.lead{font-size:1.03rem}
-th,td{padding:.35rem .5rem}tbody th{max-width:8.5rem}}
+.narrow{display:none}
+@media(max-width:560px){.narrow{display:block}.roomy{display:none}
+body{font-size:15px}main{padding:1rem .85rem 3rem}h1{font-size:1.35rem}.lead{font-size:1.03rem}
+th,td{padding:.35rem .5rem}tbody th{max-width:8.5rem}
+.narrow tbody th{min-width:5.2rem}.narrow th,.narrow td{padding:.3rem .35rem;font-size:.8rem}.narrow small{font-size:.72rem}}
 @media print{.scroll,.card{overflow:visible}.page .card img{min-width:0}}
 """
 

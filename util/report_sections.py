@@ -123,11 +123,12 @@ def metrics_section(parts: list[list[Group]]) -> str:
     if not scored:
         return ""
     shown = [column for column in HEADLINE if any(group.mean(column) is not None for group in scored)]
-    body = table(["", *(column_title(column) for column in shown)],
-                 [[titled(group), *(cell(group, column) for column in shown)] for group in scored])
+    body = turned([titled(group) for group in scored], [column_title(column) for column in shown],
+                  [[cell(group, column) for column in shown] for group in scored])
     several = any(len(group.scored) > 1 for group in scored)
     how = ["Many: more than 100 training images, few: fewer than 20. ECE by the score of the loss's own activation."]
-    how += ["Small print: the 95 % interval over test images (bootstrap), for one run; ± is the deviation over seeds."
+    how += ["Small print: the 95 % interval over test images (bootstrap), for one run; ± is the deviation over seeds. ECE of "
+            "several seeds is the mean of theirs; a reliability diagram below lays their answers together, and has another."
             if several else "Small print: the 95 % interval over test images (bootstrap)."]
     everything = table(["", *(group.name for group in scored)],
                        [[column_title(column), *(cell(group, column) for group in scored)] for column in ALL_COLUMNS
@@ -138,6 +139,13 @@ def metrics_section(parts: list[list[Group]]) -> str:
                 for group in scored for run in group.scored]
         body += details("Every run by itself", table(["", *(column_title(column) for column in shown)], rows))
     return body
+
+
+def turned(names: list, titles: list[str], cells: list[list], corner: str = "") -> str:
+    """A table with a row a name, and on a narrow screen the same with a column a name."""
+    wide = table([corner, *titles], [[name, *row] for name, row in zip(names, cells, strict=True)])
+    narrow = table([corner, *names], [[title, *column] for title, *column in zip(titles, *cells, strict=True)])
+    return f'<div class="roomy">{wide}</div><div class="narrow">{narrow}</div>'
 
 
 def titled(group: Group) -> Markup:
@@ -169,7 +177,7 @@ def comparison_section(compared: list[list[Comparison]], reasons: list[str]) -> 
         if first:
             rows = [[titled(c.other), str(c.seeds), *(difference(row) for row in c.rows)] for c in part if c.rows]
             titles = [column_title(row.column).replace(" %", ", points") for row in first]
-            body += table([f"{best.name} minus", "pairs", *titles], rows)
+            body += turned([name for name, *_ in rows], ["pairs", *titles], [row for _, *row in rows], f"{best.name} minus")
     if any(compared):
         body += paragraph(
             "Positive: the first setting is higher. Intervals are 95 %, by a bootstrap paired over test images and, where "

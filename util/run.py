@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from datasets.skipping import SkipUnreadable
-from util.checkpoint import DamagedCheckpoint, SaveError, load_checkpoint, previous_of, replace_file
+from util.checkpoint import DamagedCheckpoint, load_checkpoint, previous_of, replace_file, writing
 from util.distributed import world
 from util.provenance import git_revision, slurm_job, versions
 
@@ -56,10 +56,8 @@ def same_file(one: str | None, other: str | None) -> bool:
 
 def write_file(path: Path, write) -> None:
     """`replace_file`, with a SaveError where the disk is full or refuses."""
-    try:
+    with writing(path):
         replace_file(path, write)
-    except OSError as error:
-        raise SaveError(path, error) from None
 
 
 class RunFolder:
@@ -203,7 +201,7 @@ class RunFolder:
         """Append one epoch to log.jsonl, to TensorBoard, and print it."""
         if not world().first:
             return
-        try:
+        with writing(self.path / "log.jsonl"):
             with open(self.path / "log.jsonl", "a") as file:
                 file.write(json.dumps(record) + "\n")
                 file.flush()
@@ -213,8 +211,6 @@ class RunFolder:
             for key, value in flat.items():
                 if key != "epoch" and isinstance(value, int | float):
                     self.tensorboard.add_scalar(key if "/" in key else f"train/{key}", value, record["epoch"])
-        except OSError as error:
-            raise SaveError(self.path / "log.jsonl", error) from None
         say(log_line(record))
 
     def log_settings(self, settings: dict, result: dict) -> None:

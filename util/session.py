@@ -142,6 +142,7 @@ class Session:
         self.stepper.forget_bad_row()
         self.went_back = True
         self.run.cut_log(self.log_lines, self.epoch)
+        self.save()  # that it has gone back: a run that is killed now must not do it again
         say(f"warning: {words}. Going back, once, to the checkpoint after epoch {self.epoch} and {self.step} steps; if it "
             f"happens again: {advice}")
 

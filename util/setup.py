@@ -57,11 +57,11 @@ def set_up(args) -> Machine:
 
 
 def check_same_data(images: ImageSet, world: World) -> None:
-    """Raise ValueError on the processes that read other images than the first one does."""
+    """Raise ValueError on the processes that read other images, or name their classes otherwise, than the first one does."""
     first = world.from_first(images.data_hash)
     if images.data_hash != first:
-        raise ValueError(f"process {world.rank} reads other images from {images.source} than process 0 (the hash of ids and "
-                         "labels differs): give every host the same --data_path")
+        raise ValueError(f"process {world.rank} reads other images from {images.source} than process 0 (the hash of class "
+                         "names, ids and labels differs): give every host the same --data_path")
 
 
 def choose_device(name: str) -> torch.device:

@@ -2,11 +2,16 @@
 import contextlib
 import multiprocessing
 import os
+import select
 import signal
 import threading
+import time
 
 CAUGHT = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+LEFT = "stopped; what was saved is whole, and the same command goes on from there"
 SAVED = 75  # exit code of a run that was asked to stop and can be continued; BSD's EX_TEMPFAIL, "try again"
+
+LEAVE_SECONDS = 2.0  # for the main thread to leave after a second SIGINT, before the process is ended from beside it
 
 _received: list[int] = []
 
@@ -23,28 +28,55 @@ class Stopped(Exception):
 def remembered():
     """In the body the signals of CAUGHT are remembered instead of obeyed; a second SIGINT leaves at once.
 
-    Handlers belong to the main thread; in another one (a notebook's) signals do what they did before.
+    Handlers belong to the main thread; in another one (a notebook's) signals do what they did before. Python runs them
+    between two operations, which is never where a process waits for others in a collective, so a thread is told of
+    every signal too: it ends the process where a second SIGINT has not.
     """
     _received.clear()
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    told, tell = os.pipe()
+    os.set_blocking(tell, False)
+    watch = threading.Thread(target=_watch, args=(told,), daemon=True)
+    watch.start()
+    told_before = signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
     before = [signal.signal(number, _remember) for number in CAUGHT]
     try:
         yield
     finally:
         for number, handler in zip(CAUGHT, before, strict=True):
             signal.signal(number, handler or signal.SIG_DFL)
+        signal.set_wakeup_fd(told_before)
+        os.write(tell, bytes([0]))  # not closed: a forked child may hold a copy of it open
+        watch.join()
+        os.close(tell)
+        os.close(told)
 
 
 def _remember(number: int, _frame) -> None:
     if number == signal.SIGINT and signal.SIGINT in _received:
         raise KeyboardInterrupt
-    if not _received:
-        # print is not to be called from a handler: it may be interrupting a print.
-        name = signal.Signals(number).name
-        os.write(2, f"{name}: finishing the step, then saving (a second Ctrl-C leaves at once)\n".encode())
     _received.append(number)
+
+
+def _watch(told: int) -> None:
+    """Until a 0 comes: print the first signal, and end the process if that 0 stays away after a second SIGINT."""
+    seen, end = [], None
+    while select.select([told], [], [], None if end is None else max(0.0, end - time.monotonic()))[0]:
+        number = os.read(told, 1)[0]
+        if number == 0:
+            return
+        if number not in CAUGHT:
+            continue
+        if not seen:
+            name = signal.Signals(number).name
+            os.write(2, f"{name}: finishing the step, then saving (a second Ctrl-C leaves at once)\n".encode())
+        if number == signal.SIGINT and signal.SIGINT in seen:
+            end = end or time.monotonic() + LEAVE_SECONDS
+        seen.append(number)
+    os.write(2, f"{LEFT}\n".encode())
+    os._exit(128 + signal.SIGINT)
 
 
 def received() -> int:

@@ -27,7 +27,7 @@ def start_weights(args, settings: dict, model: nn.Module, criterion: nn.Module, 
 def load_start(args, settings: dict, model: nn.Module, class_names: list[str]) -> str:
     """Load --finetune's encoder into the classifier; three lines say what was loaded.
 
-    With --head_order its head too, and of a classifier of this project all.
+    With --head_order its head too, and all of a classifier of the same classes in the same order that this project trained.
 
     Returns words for the line of the run. settings: flags of this run, for a note where its images are prepared otherwise.
     """
@@ -38,25 +38,16 @@ def load_start(args, settings: dict, model: nn.Module, class_names: list[str]) -
         check_head_count(model, MODELS if weights.checkpoint["stage"] == "finetune" else MAE_MODELS, trained)
     check_heads_of(weights, model)
     tensors = ordered(args, weights)
-    if weights.checkpoint and weights.checkpoint["stage"] == "finetune":
-        check_same_classes(args, weights.checkpoint["class_names"], class_names)
+    if weights.checkpoint and weights.checkpoint["stage"] == "finetune" and weights.checkpoint["class_names"] == class_names:
+        if args.head_bias != "zero":
+            raise ValueError(f"--head_bias {args.head_bias} does nothing where --finetune is a classifier of the same classes, "
+                             "which brings its head's bias: leave it out")
         tell(weights, load_resampled(model, tensors, weights.grid, "patch_size" in args.given))
         return f"classifier of {args.finetune}, head included"
     if args.head_order:
         check_classes(weights, settings["model"], model.num_classes)
     tell(weights, load_encoder(model, tensors, weights.grid, args.head_order is not None, "patch_size" in args.given))
     return f"{'encoder and head' if args.head_order else 'encoder'} of {args.finetune}"
-
-
-def check_same_classes(args, there: list[str], here: list[str]) -> None:
-    """ValueError unless the head of a classifier that --finetune names fits the data, and nothing else was asked of it."""
-    if there != here:
-        raise ValueError(f"{args.finetune} is a classifier of {len(there)} classes ({', '.join(there[:3])}, ...), the data "
-                         f"have {len(here)} ({', '.join(here[:3])}, ...): start from the stage-1 checkpoint that it "
-                         "began with, or train on the same classes in the same order")
-    if args.head_bias != "zero":
-        raise ValueError(f"--head_bias {args.head_bias} does nothing where --finetune is a classifier, which brings its head's "
-                         "bias: leave it out")
 
 
 def tell_differences(settings: dict, trained: dict, names: tuple[str, ...], source: str) -> None:

@@ -136,9 +136,9 @@ class Clock:
 class Stepper:
     """Backward and optimiser steps without a device synchronisation; `read` is the only one, at the host's leisure.
 
-    A step whose loss or gradient is not finite changes nothing: the flag stays on the device and makes the fused
-    optimiser skip, and is counted. With several processes the model is in DistributedDataParallel, which leaves the same
-    gradient on all of them, so that they skip together.
+    A step whose loss or gradient is not finite changes nothing, the moving average neither: the flag stays on the device
+    and makes the fused optimiser skip, and is counted. With several processes the model is in DistributedDataParallel,
+    which leaves the same gradient on all of them, so that they skip together.
 
     network: the model, or DistributedDataParallel around it. ema: timm's ModelEmaV3 of the model, or None.
     """
@@ -202,8 +202,15 @@ class Stepper:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema:
-            self.ema.update(self.model)
+            self._average(1 - bad)
         self._count(norm, bad, samples)
+
+    @torch.no_grad()
+    def _average(self, good: torch.Tensor) -> None:
+        """timm's update of the moving average, its weight times `good`: 0, on the device, where the step was skipped."""
+        weight = (1 - self.ema.decay) * good
+        for average, value in zip(self.ema.module.state_dict().values(), self.model.state_dict().values(), strict=True):
+            average.lerp_(value, weight.to(average.dtype))
 
     def _count(self, norm: torch.Tensor, bad: torch.Tensor, samples: int) -> None:
         good = bad == 0

@@ -7,6 +7,8 @@ r"""Temperature scaling: one number T that divides all logits, fitted on held-ou
 Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, by the loss's activation: T minimises the log-loss of
 softmax(z / T), or the summed binary log-losses of sigmoid(z / T). The answers stay as they are. metrics.json of --apply keeps
 its numbers and gets a "temperature" beside them: T, what it was fitted on, and the calibration before and after.
+A slice of a long-tailed training set (--val_fraction) is long-tailed too; where test images are spread over the classes
+otherwise, which the command tells, the temperature of the one may make the other worse.
 """
 import math
 from pathlib import Path
@@ -23,6 +25,7 @@ from util.run import RunFolder, say
 
 LOWEST, HIGHEST = 1e-3, 1e3  # temperatures beyond say that the log-loss has no minimum
 MAX_STEPS = 200
+APART = 0.1  # total variation distance of two class distributions, beyond chance, from which it is told
 COLUMNS = ("nll", "brier", "ece", "mce", "classwise_ece")
 
 
@@ -116,6 +119,29 @@ def checkpoint(folder: Path) -> Path | None:
     return path.resolve() if path.exists() else None
 
 
+def class_distance(fit: Predictions, test: Predictions) -> tuple[float, float]:
+    """Total variation distance of the class distributions of two evaluations, and what chance alone gives on average."""
+    images = [np.bincount(run.labels, minlength=run.logits.shape[1]) for run in (fit, test)]
+    one, other = (counts / counts.sum() for counts in images)
+    both = sum(images) / sum(counts.sum() for counts in images)
+    variance = both * (1 - both) * sum(1 / counts.sum() for counts in images)
+    return float(np.abs(one - other).sum() / 2), float(np.sqrt(2 * variance / math.pi).sum() / 2)
+
+
+def doubts(fit: Predictions, test: Predictions, found: dict) -> list[str]:
+    """Lines that say why the temperature may not suit the images it is applied to, or that it does not."""
+    lines, (distance, chance) = [], class_distance(fit, test)
+    if distance - chance > APART:
+        shares = [100 * np.bincount(run.labels).max() / len(run.labels) for run in (fit, test)]
+        lines.append(f"warning: the largest class has {shares[0]:.1f} % of the images of --fit and {shares[1]:.1f} % of those "
+                     f"of --apply (total variation distance of the class distributions {distance:.2f}), and a temperature "
+                     "suits the classes that it was fitted on: fit on images spread over the classes as the test images are")
+    if found["after"]["nll"] > found["before"]["nll"]:
+        lines.append(f"warning: with it the log-loss on {test.folder} is larger than without ({found['after']['nll']:.4f}, "
+                     f"{found['before']['nll']:.4f}): do not use it there")
+    return lines
+
+
 def scale(fit: Predictions, test: Predictions) -> dict:
     """Fit on one evaluation, apply to the other: the "temperature" of metrics.json."""
     check_held_out(fit, test)
@@ -123,7 +149,7 @@ def scale(fit: Predictions, test: Predictions) -> dict:
     found = fit_temperature(fit.logits, fit.labels, activation)
     return {"temperature": found.temperature, "fitted_on": {
         "run": str(fit.folder), "split": fit.result["split"], "data_source": fit.result["data_source"],
-        "num_samples": len(fit.labels)}, "activation": activation,
+        "num_samples": len(fit.labels), "class_distance": class_distance(fit, test)[0]}, "activation": activation,
         "before": probability_metrics(test.logits, test.labels, activation),
         "after": probability_metrics(test.logits, test.labels, activation, found.temperature)}
 
@@ -136,6 +162,8 @@ def main(args) -> dict:
     say(f"{test.folder}: T = {found['temperature']:.4f}, fitted on {source['num_samples']:,} {source['split']} images of "
         f"{fit.folder}; calibration on {len(test.labels):,} {test.result['split']} images, {found['activation']} scores\n")
     say(format_table({"T = 1": found["before"], f"T = {found['temperature']:.4f}": found["after"]}, COLUMNS))
+    for line in doubts(fit, test, found):
+        say(f"\n{line}")
     run = RunFolder(test.folder)
     run.check_writable()
     run.write_json("metrics.json", {**test.result, "temperature": found})

@@ -78,6 +78,22 @@ def points(grid: dict[str, list[str]], budget: int, seed: int, loss: str) -> lis
     return [every[i] for i in sorted(random.permutation(len(every))[:budget])]
 
 
+def in_words(point: dict[str, str]) -> str:
+    """A point of the grid for tables."""
+    return ", ".join(f"{name} {value}" for name, value in point.items())
+
+
+def at_the_edge(point: dict[str, str], grid: dict[str, list[str]]) -> list[str]:
+    """Texts that name what was chosen as the smallest or largest of its three or more numbers: the best may lie beyond."""
+    found = []
+    for name, value in point.items():
+        numbers = [number_or_word(tried) for tried in grid[name]]
+        if len(numbers) > 2 and not any(isinstance(number, str) for number in numbers):
+            for which, bound in (("smallest", min(numbers)), ("largest", max(numbers))):
+                found += [f"{name} {value} is the {which} that was tried"] * (number_or_word(value) == bound)
+    return found
+
+
 def trial(folder: Path, flags: list[str]) -> dict:
     """Run main_finetune.py into `folder` (a finished run there is only scored again); returns its metrics."""
     command = [sys.executable, str(PROJECT / "main_finetune.py"), *flags, "--output_dir", str(folder)]
@@ -106,8 +122,7 @@ def main(args) -> dict:
             result = trial(out / name, [*args.others, *flags, "--val_fraction", str(args.val_fraction)])
             if result[args.metric] is None:
                 raise ValueError(f"--metric {args.metric} is none on {result['split']}: choose by another")
-            words = ", ".join(f"{key} {value}" for key, value in point.items())
-            say(f"{name}: {words}: {args.metric} {result[args.metric]:.2f}")
+            say(f"{name}: {in_words(point)}: {args.metric} {result[args.metric]:.2f}")
             results.append(result)
             trials.append({"run": name, "loss": loss, "flags": point, **{key: result[key] for key in (*COLUMNS, "split")}})
         # Of equal results the first, so that a rerun chooses the same.
@@ -121,10 +136,13 @@ def main(args) -> dict:
         "grid": grid, "other_flags": args.others, "chosen": chosen, "trials": trials}, indent=1))
     say(f"\n{args.budget} trials for each loss, scored on {trials[0]['split']}; of each loss the one with the largest "
         f"{args.metric}\n")
-    rows = {f"{entry['run']} {entry['flags']}": {**entry} for entry in trials}
-    say(format_table(rows, COLUMNS))
+    best = [entry["run"] for entry in chosen.values()]
+    rows = {f"{'*' if entry['run'] in best else ' '} {entry['run']}: {in_words(entry['flags'])}": entry for entry in trials}
+    say(format_table(rows, COLUMNS) + "\n")
     for loss, entry in chosen.items():
-        say(f"chosen for {loss}: {entry['run']}, {out / f'{loss}.args'}")
+        say(f"* chosen for {loss}: {in_words(entry['flags'])}; use it as @{out / f'{loss}.args'} behind the recipe")
+        for words in at_the_edge(entry["flags"], grid[loss]):
+            say(f"  note: {words}, so the best may lie beyond")
     return chosen
 
 
