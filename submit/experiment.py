@@ -43,7 +43,7 @@ DATA = {
     "cifar10_lt": Data("CIFAR-10", 10),
     "cifar100_lt": Data("CIFAR-100", 100),
     "cifar100_folder": Data("CIFAR-100-LT, factor 100, a folder of train/<class>/*, test/<class>/*", 100),
-    "embedded": Data("the embedded Fashion-MNIST-LT, factor 200, 2,000 images of the largest class", 10, 1),
+    "embedded": Data("Fashion-MNIST-LT (embedded), factor 200, 2,000 images of the largest class", 10, 1),
     "fashion_100": Data("Fashion-MNIST, factor 100, 2,000 images of the largest class", 10, 1, made=True),
     "fashion_10": Data("Fashion-MNIST, factor 10, 1,085 images of the largest class", 10, 1, made=True),
     "fashion_bal": Data("Fashion-MNIST, 210 images of every class", 10, 1, made=True),

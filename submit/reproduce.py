@@ -11,16 +11,21 @@ an unfinished one goes on. Tables 8 to 10 and Figures 4 and 5 need no runs.
 """
 import argparse
 import datetime
+import json
 import shlex
 from pathlib import Path
 
-from submit import cost, slurm, stand_ins, studies, studies_small
+import submitit
+
+from submit import cost, reproduce_report, slurm, stand_ins, studies, studies_small
 from submit.experiment import DATA, NEEDS_NO_PATH, Figure, Job, Run, Table, jobs_of
 from submit.jobs import StageJob
 from util.args import Parser, run_command
+from util.checkpoint import replace_file
 from util.run import say
 
 SCALES = {"paper": studies.STUDIES, "small": studies_small.STUDIES}
+HANDED_IN = "jobs/handed_in.json"  # below the output folder: {hash of a job: its id on the cluster}
 COMPUTED = ("table8", "table9", "table10", "figure4", "figure5")
 NAMES = (*(f"table{number}" for number in range(1, 12)), *(f"figure{number}" for number in range(1, 8)))
 
@@ -143,13 +148,17 @@ def make_data(jobs: list[Job], places: dict[str, str]) -> None:
 
 
 def submit_all(jobs: list[Job], args, places: dict[str, str], out: Path) -> int:
-    """Hand in the jobs in order of what they wait for; those that start from one job are an array. Returns how many failed.
+    """Hand in the jobs in order of what they wait for; those that start from one job are an array. Returns how many failed,
+    as far as is known: all on this machine and with --wait.
 
     On this machine a job whose start has failed is left out, and told.
     """
-    ids: dict[str, str] = {}
+    handed: dict[str, submitit.Job] = {}
     failed: set[str] = set()
-    waiting, batch = list(jobs), 0
+    ids = known_ids(out) if args.where == "slurm" else {}
+    for job in (job for job in jobs if job.hash in ids):
+        say(f"{ids[job.hash]}: {out / job.folder}, in the queue already")
+    waiting, batch = [job for job in jobs if job.hash not in ids], 0
     while waiting:
         hashes = {job.hash for job in waiting}
         now = [job for job in waiting if job.after is None or job.after.hash not in hashes]
@@ -162,8 +171,21 @@ def submit_all(jobs: list[Job], args, places: dict[str, str], out: Path) -> int:
             group = [job for job in group if job not in lost]
             if group:
                 batch += 1
-                failed |= hand_in(group, args, places, out, batch, ids)
+                failed |= hand_in(group, args, places, out, batch, handed, ids)
+    if args.wait and args.where == "slurm":
+        folders = {job.hash: out / job.folder for job in jobs}
+        slurm.tell(list(handed.values()), [folders[key] for key in handed])
+        failed = {job.hash for job in jobs if not finished(job, out)}
     return len(failed)
+
+
+def known_ids(out: Path) -> dict[str, str]:
+    """{hash: job id} of the jobs that an earlier call has handed in and that still wait or run: one folder has one writer."""
+    path = out / HANDED_IN
+    if not path.is_file():
+        return {}
+    there = slurm.queued()
+    return {key: number for key, number in json.loads(path.read_text()).items() if number in there}
 
 
 def groups_of(jobs: list[Job], where: str) -> list[list[Job]]:
@@ -176,11 +198,13 @@ def groups_of(jobs: list[Job], where: str) -> list[list[Job]]:
     return list(groups.values())
 
 
-def hand_in(group: list[Job], args, places: dict[str, str], out: Path, batch: int, ids: dict[str, str]) -> set[str]:
-    """Submit one array, or run its jobs here; ids gets their job ids. Returns the hashes of those that are known to have
-    failed."""
+def hand_in(group: list[Job], args, places: dict[str, str], out: Path, batch: int, handed: dict,
+            ids: dict[str, str]) -> set[str]:
+    """Submit one array, which is written into handed and ids, or run its jobs here. Returns the hashes of those that failed
+    here."""
     jobs = [(StageJob(job.run.stage, slurm.absolute(words_of(job, args, places))), out / job.folder) for job in group]
-    after = [ids[group[0].after.hash]] if group[0].after and group[0].after.hash in ids else []
+    start = group[0].after
+    after = [ids[start.hash]] if start and start.hash in ids else []
     workers = 10 if group[0].parse().num_workers is None else group[0].parse().num_workers
     workers = args.num_workers if args.num_workers is not None else workers
     asked = argparse.Namespace(**{**vars(args), "stage": group[0].run.stage, "after": [*args.after, *after]})
@@ -190,9 +214,10 @@ def hand_in(group: list[Job], args, places: dict[str, str], out: Path, batch: in
         done = slurm.run_here(jobs, folder, settings["ntasks_per_node"], args.side_by_side)
         slurm.tell(done, [place for _, place in jobs])
         return {job.hash for job in group if not finished(job, out)}
-    for handed, job in zip(slurm.submit_to_slurm(jobs, folder, settings), group, strict=True):
-        ids[job.hash] = handed.job_id
-        say(f"{handed.job_id}: {out / job.folder}")
+    for job, submitted in zip(group, slurm.submit_to_slurm(jobs, folder, settings), strict=True):
+        handed[job.hash], ids[job.hash] = submitted, submitted.job_id
+        say(f"{submitted.job_id}: {out / job.folder}")
+    replace_file(out / HANDED_IN, lambda file: file.write(json.dumps(ids, indent=1).encode()))
     return set()
 
 
@@ -204,6 +229,9 @@ def main(args) -> None:
     jobs = jobs_of(runs, args.seeds)
     if args.list:
         say(listing(studies_of, args, out))
+        return
+    if args.report:
+        reproduce_report.write(studies_of, out, args.seeds, small=args.scale == "small")
         return
     left = [job for job in jobs if not finished(job, out)]
     if args.dry_run:

@@ -9,6 +9,7 @@ One task a GPU, and main(args) is called in it. A job whose time is over, or tha
 and goes on. Flags that are not SLURM's are the stage's.
 """
 import datetime
+import getpass
 import os
 import re
 import shutil
@@ -121,6 +122,21 @@ def array_limit() -> int:
     text = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True).stdout
     found = re.search(r"MaxArraySize\s*=\s*(\d+)", text)
     return int(found[1]) - 1 if found and int(found[1]) > 1 else 1000
+
+
+def queued() -> set[str]:
+    """Ids of one's jobs that wait or run on the cluster, those of an array each by itself: {"17", "18_0", "18_1"}.
+
+    None where there is no cluster. ValueError where it does not answer.
+    """
+    if not shutil.which("squeue"):
+        return set()
+    words = ["squeue", "--user", getpass.getuser(), "--noheader", "--array", "--format=%i"]
+    found = subprocess.run(words, capture_output=True, text=True)
+    if found.returncode:
+        raise ValueError(f"squeue does not answer ({' '.join(found.stderr.split())}), so it is not known which earlier jobs "
+                         "still run: try again when it does")
+    return set(found.stdout.split())
 
 
 def submit_to_slurm(jobs: list[tuple[StageJob, Path]], folder: Path, settings: dict) -> list[submitit.Job]:

@@ -60,6 +60,9 @@ def main_table(title: str, data: str, numbers: dict, others: dict, groups: tuple
             run = finetune(f"{data}/finetune{size.replace(' ', '_')}_released", after=mgp)
             rows.append(metrics_row(f"LiVT{size and ', 384'}, settings of the released run", run, paper.RELEASED[data + size]))
     head = "ViT-B/16; rows marked reported are other papers', with ResNets, as this one cites them."
+    if data in paper.RELEASED:
+        head += (" Beside released settings stand the totals of the authors' logs"
+                 + " and, for 224, groups that a user measured" * (data == "imagenet_lt") + ", not numbers of the paper.")
     return Table(title, head, (*cited(others), *rows), (("LiVT", "MAE"),), groups)
 
 
@@ -91,7 +94,7 @@ def table5() -> Table:
                  INAT_GROUPS)
 
 
-def loss_table(title: str, head: str, sizes: dict, run, groups=None, other_start: str = "prior") -> Table:
+def loss_table(title: str, head: str, sizes: dict, run, groups: tuple, other_start: str = "prior") -> Table:
     """Table 6: sizes below one another, each with four losses; run(size, loss, more flags) -> Run.
 
     The two sigmoid losses stand there a second time with the other start of the head's bias, which can decide between them.

@@ -7,7 +7,7 @@ had are replaced, and named: CIFAR-10 by Fashion-MNIST under the same rule, CIFA
 from datasets import embedded
 from submit import paper
 from submit.experiment import DATA, Figure, Run, Table, finetune, metrics_row, pretrain
-from submit.studies import TABLE_6_LOSSES, loss_table, strategy_table
+from submit.studies import IMAGENET_GROUPS, TABLE_6_LOSSES, loss_table, strategy_table
 
 TAUS = (0, 0.5, 1, 1.5, 2)
 LAMBDAS = (1, 2, 5, 10)
@@ -53,15 +53,15 @@ def table2() -> Table:
     """From random weights, MAE with CE, LiVT."""
     none = finetune("embedded/finetune", *width("Large"), "--loss", "ce", *epochs(EMBEDDED_EPOCHS))
     runs = {"ViT": none, "MAE": embedded_run("Large", "ce"), "LiVT": embedded_run("Large", "bal_bce")}
-    return Table("ImageNet-LT, small", f"{ONE_SET}; width 96.", tuple(
-        metrics_row(name, run, paper.TABLE_2[name]) for name, run in runs.items()), (("MAE", "ViT"), ("LiVT", "MAE")))
+    rows = tuple(metrics_row(name, run, paper.TABLE_2[name]) for name, run in runs.items())
+    return Table("ImageNet-LT, small", f"{ONE_SET}; width 96.", rows, (("MAE", "ViT"), ("LiVT", "MAE")), IMAGENET_GROUPS)
 
 
 def table6() -> Table:
     """Losses with and without the bias, four widths."""
     return loss_table("CE and BCE with and without the bias, small", f"{ONE_SET}. The head's bias starts at the best constant "
                       "logits; the last rows start it at 0.", {size: f"ViT-{size} (width {of[0]})" for size, of
-                                                              in WIDTHS.items()}, embedded_run, other_start="zero")
+                                                              in WIDTHS.items()}, embedded_run, IMAGENET_GROUPS, "zero")
 
 
 def table7() -> Table:

@@ -232,6 +232,7 @@ class Handed(list):
 
     def __call__(self, jobs, folder, settings):
         self.append((jobs, settings))
+        folder.mkdir(parents=True)
         return [SimpleNamespace(job_id=place.name) for _, place in jobs]
 
 
@@ -285,3 +286,41 @@ def test_numbers_of_the_paper():
             checked += 1
     assert checked > 20
     assert [len(of) for of in (paper.TABLE_2_CITED, paper.TABLE_3_CITED, paper.TABLE_4_CITED)] == [20, 22, 19]
+
+
+def test_wait_tells_how_the_clusters_jobs_ended(tmp_path, monkeypatch, capsys):
+    def submit_to_slurm(jobs, folder, settings):
+        folder.mkdir(parents=True)
+        made = []
+        for number, (_, place) in enumerate(jobs):
+            broken = place.name.startswith("embedded_finetune") and number == 0
+            error = RuntimeError("ValueError: no such thing") if broken else None
+            if error is None:
+                place.mkdir()
+                (place / "metrics.json").write_text("{}")
+            made.append(SimpleNamespace(job_id=place.name, exception=lambda error=error: error,
+                                        paths=SimpleNamespace(stderr="err")))
+        return made
+    monkeypatch.setattr(reproduce.slurm, "submit_to_slurm", submit_to_slurm)
+    with pytest.raises(SystemExit):
+        run("table2", "--scale", "small", "--output_dir", tmp_path, "--wait")
+    monkeypatch.setattr(reproduce.slurm, "queued", set)
+    text = capsys.readouterr().out
+    assert text.count(": done") == 2 and text.count("FAILED: no such thing (more in err)") == 2
+    run("table2", "--scale", "small", "--output_dir", tmp_path)
+    assert "4 jobs, 2 of them finished" in capsys.readouterr().out
+
+
+def test_what_is_in_the_queue_is_not_handed_in_again(tmp_path, monkeypatch, capsys):
+    handed = Handed()
+    monkeypatch.setattr(reproduce.slurm, "submit_to_slurm", handed)
+    run("table2", "--scale", "small", "--output_dir", tmp_path)
+    first = [place.name for group, _ in handed for _, place in group]
+    encoder = next(name for name in first if name.startswith("embedded_pretrain"))
+    monkeypatch.setattr(reproduce.slurm, "queued", lambda: {encoder, "123_4"})
+    handed.clear()
+    run("table2", "--scale", "small", "--output_dir", tmp_path)
+    assert f"{encoder}: {tmp_path / encoder}, in the queue already" in capsys.readouterr().out
+    assert sorted(place.name for group, _ in handed for _, place in group) == sorted(set(first) - {encoder})
+    waits = [settings["additional_parameters"].get("dependency") for group, settings in handed]
+    assert waits == [None, f"afterok:{encoder}"]
