@@ -15,9 +15,8 @@ from datasets.imageset import ImageSet
 from datasets.loading import eval_loader, train_loader
 from datasets.transforms import Normalize
 from engine_finetune import Targets, evaluate, train_one_epoch
-from models_mae import MODELS as MAE_MODELS
-from models_mae import as_pair, patch_grid
-from models_vit import MODELS, build_vit, check_head_count, load_classifier, load_encoder
+from models_mae import as_pair
+from models_vit import MODELS, build_vit, check_head_count, load_classifier
 from util import figures, metrics, signals
 from util.args import (
     Parser,
@@ -57,6 +56,7 @@ from util.setup import (
     resolved,
     set_up,
 )
+from util.start import start_weights, tell_differences
 
 BLR = 1e-3  # the paper's, at 256 images
 
@@ -68,10 +68,15 @@ def get_args_parser() -> Parser:
     add_data_flags(parser, scale=(0.08, 1.0))
     add_model_flags(parser, "vit_base_patch16", MODELS)
     group = parser.add_argument_group("classifier")
-    group.add_argument("--finetune", metavar="CKPT", help="stage-1 checkpoint to start from; random weights without it")
+    group.add_argument("--finetune", metavar="CKPT", help="checkpoint to start from: the encoder of stage 1, or a "
+                       "classifier of stage 2, head included; random weights without it")
     group.add_argument("--nb_classes", type=int, metavar="C", help="checked against the data, which decides")
     group.add_argument("--cls_token", action="store_true", help="classify by the class token instead of the patches' mean")
     group.add_argument("--drop_path", type=float, default=0.1, metavar="P", help="largest stochastic depth")
+    group.add_argument("--layer_scale", type=float, metavar="INIT", help="multiply every block's branches with learned factors "
+                       "that start here (none by default)")
+    group.add_argument("--head_std", type=float, metavar="S", help="deviation of the head's first weights (2e-5 by default, as "
+                       "MAE fine-tunes; LAMB, whose steps follow a tensor's norm, would never leave that)")
     add_loss_flags(parser)
     add_augmentation_flags(parser)
     add_optimizer_flags(parser, epochs=50, blr=BLR, min_lr=1e-6, warmup_epochs=5, betas=(0.9, 0.999))
@@ -97,34 +102,7 @@ def build_model(args, images: ImageSet, cosine_head: bool = False) -> nn.Module:
         raise ValueError(f"--nb_classes {args.nb_classes}, but {images.source} has {classes} classes: leave the flag out")
     return build_vit(args.model, classes, as_pair(args.input_size), images.record.channels, args.drop_path,
                      "token" if args.cls_token else "avg", args.patch_size, args.embed_dim, args.depth, args.num_heads,
-                     cosine_head)
-
-
-def start_weights(args, settings: dict, model: nn.Module, criterion: nn.Module) -> str:
-    """The head's bias, and the encoder of --finetune; returns words that say what was loaded."""
-    if args.head_bias == "prior":
-        bias = criterion.initial_bias()
-        with torch.no_grad():
-            model.head.bias.copy_(bias)
-    if not args.finetune:
-        return "random weights"
-    state = load_checkpoint(args.finetune, "pretrain")
-    tell_differences(settings, state["args"], ("mean", "std"), args.finetune)
-    check_head_count(model, MAE_MODELS, state["args"])
-    patch = state["args"]["patch_size"] or model.patch_embed.patch_size[0]
-    report = load_encoder(model, trained_weights(state), patch_grid(as_pair(state["args"]["input_size"]), patch))
-    words = f"encoder of {args.finetune} ({report['loaded']} tensors; {len(report['left_out'])} left out, decoder and norm; "
-    words += f"{len(report['new'])} new, {', '.join(report['new'])})"
-    if report["resampled"]:
-        words += ", positions resampled {} -> {}".format(*report["resampled"])
-    return words
-
-
-def tell_differences(settings: dict, trained: dict, names: tuple[str, ...], source: str) -> None:
-    """Print one line where images are prepared otherwise than they were for the weights of `source`."""
-    different = [f"--{name} {settings[name]} ({trained[name]} there)" for name in names if settings[name] != trained[name]]
-    if different:
-        say(f"note: images are prepared otherwise than for {source}: {', '.join(different)}")
+                     cosine_head, args.layer_scale, args.head_std)
 
 
 def build_targets(args, num_classes: int) -> Targets:
@@ -196,11 +174,11 @@ def main(args) -> dict:
                               world.share(len(test)))
     loader = train_loader(train, size, args.batch_size, args.seed, args.train_crop, tuple(args.scale), args.hflip,
                           None if args.aa == "none" else args.aa, args.num_workers, machine.device, args.sampler,
-                          args.loader, world.rank, world.size)
+                          args.loader, world.rank, world.size, args.color_jitter, args.repeated_aug)
 
     model = place(build_model(args, train, criterion.cosine_head), machine, args.grad_checkpointing)
     if state is None:
-        words += f", {start_weights(args, settings, model, criterion)}"
+        words += f", {start_weights(args, settings, model, criterion, train.class_names)}"
     groups = param_groups(model, args.weight_decay, args.layer_decay)
     stepper, schedule = build_training(args, model, groups, plan, machine, BLR)
     session = Session("finetune", settings, run, stepper, train, plan, schedule, loader.batch_sampler, world, args.save_every,

@@ -38,21 +38,26 @@ class CosineHead(nn.Module):
 
 def build_vit(name: str, num_classes: int, img_size=224, in_chans: int = 3, drop_path: float = 0.0,
               global_pool: str = "avg", patch_size: int | None = None, embed_dim: int | None = None,
-              depth: int | None = None, num_heads: int | None = None, cosine_head: bool = False) -> Classifier:
+              depth: int | None = None, num_heads: int | None = None, cosine_head: bool = False,
+              layer_scale: float | None = None, head_std: float | None = None) -> Classifier:
     """A classifier of `MODELS` by name. Average pooling over patches with `fc_norm`, or the class token ("token").
 
-    The linear head starts near zero (deviation 2e-5, bias 0), as MAE's fine-tuning does; cosine_head puts a `CosineHead`
-    in its place.
+    layer_scale: start of the factors that every block's two branches are multiplied with, a channel each (LayerScale).
+    The linear head starts with weights of deviation head_std, near zero by default (2e-5) as in MAE's fine-tuning, and bias
+    0; cosine_head puts a `CosineHead` in its place, which starts by itself. ValueError for both.
     """
     patch, dim, layers, heads = model_shape(MODELS, name, patch_size, embed_dim, depth, num_heads)
     patch_grid(img_size, patch)
     model = Classifier(
         img_size=img_size, patch_size=patch, in_chans=in_chans, num_classes=num_classes, global_pool=global_pool,
-        embed_dim=dim, depth=layers, num_heads=heads, qkv_bias=True, drop_path_rate=drop_path, norm_layer=LayerNorm)
+        embed_dim=dim, depth=layers, num_heads=heads, qkv_bias=True, drop_path_rate=drop_path, norm_layer=LayerNorm,
+        init_values=layer_scale)
     if cosine_head:
+        if head_std is not None:
+            raise ValueError(f"--head_std {head_std:g} is for a linear head, and this loss has one of cosines: leave it out")
         model.head = CosineHead(dim, num_classes)
         return model
-    nn.init.trunc_normal_(model.head.weight, std=2e-5)
+    nn.init.trunc_normal_(model.head.weight, std=2e-5 if head_std is None else head_std)
     nn.init.zeros_(model.head.bias)
     return model
 
@@ -98,6 +103,18 @@ def load_encoder(model: VisionTransformer, state: dict, grid: tuple[int, int] | 
             "resampled": None if tuple(grid) == tuple(model.patch_embed.grid_size) else (grid, model.patch_embed.grid_size)}
 
 
+def load_fine_tuned(model: VisionTransformer, state: dict, grid: tuple[int, int]) -> dict:
+    """Load a whole classifier, head and all, its positions resampled from the patch grid (h, w) to the model's.
+
+    Returns what `load_encoder` returns. ValueError where names or shapes differ otherwise.
+    """
+    weights, new_grid = dict(state), tuple(model.patch_embed.grid_size)
+    if state["pos_embed"].shape[-1] == model.pos_embed.shape[-1]:
+        weights["pos_embed"] = resample_positions(state["pos_embed"], grid, new_grid)
+    load_classifier(model, weights)
+    return {"loaded": len(weights), "left_out": [], "new": [], "resampled": None if grid == new_grid else (grid, new_grid)}
+
+
 def check_head_count(model: VisionTransformer, models: dict, trained: dict) -> None:
     """Raise ValueError where weights were trained with another number of heads, which no tensor's shape tells.
 
@@ -119,7 +136,7 @@ def check_keys(found: dict, expected: dict) -> None:
              for what, names in (("wrong shape:", shapes), ("missing:", missing), ("unexpected:", unexpected)) if names]
     if parts:
         raise ValueError(f"weights of another architecture ({'; '.join(parts)}): use the --model, --patch_size, "
-                         "--embed_dim, --depth and --input_size that the checkpoint was made with")
+                         "--embed_dim, --depth, --layer_scale and --input_size that the checkpoint was made with")
 
 
 def load_classifier(model: nn.Module, state: dict) -> None:

@@ -4,12 +4,13 @@ import gc
 import os
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from datasets.imageset import ImageSet
 from datasets.memory import MemoryBatches, ShiftFlip, fits
-from datasets.sampling import epoch_order
+from datasets.sampling import epoch_order, repeat_draws
 from datasets.shards import ShardImages
 from datasets.streaming import ShardBatches
 from datasets.transforms import eval_transform, train_transform
@@ -22,12 +23,13 @@ LOADERS = ("fast", "pil")
 class EpochBatches(Sampler):
     """Micro-batches of keys (index, epoch, position): a new seeded order each epoch, the short tail included.
 
-    order(epoch) -> indices (N,) of an epoch; a permutation that is seeded by (seed, epoch) by default.
+    order(epoch) -> indices (N,) of an epoch; a permutation that is seeded by (seed, epoch) by default. repeats: copies of
+    each, the head of the order making the epoch (`repeat_draws`).
     """
 
-    def __init__(self, num_samples: int, batch_size: int, seed: int, order: Callable | None = None):
+    def __init__(self, num_samples: int, batch_size: int, seed: int, order: Callable | None = None, repeats: int = 1):
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
-        self.order = order or self._permutation
+        self.draws, self.repeats = order or self._permutation, repeats
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, micro_batches: Sequence[int] | None = None) -> None:
@@ -37,6 +39,10 @@ class EpochBatches(Sampler):
 
     def __len__(self) -> int:
         return len(self.micro_batches)
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Indices (N,) of an epoch, a copy after the other."""
+        return repeat_draws(np.asarray(self.draws(epoch)), self.repeats)
 
     def _permutation(self, epoch: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
@@ -111,10 +117,12 @@ def train_loader(images: ImageSet, size: tuple[int, int], batch_size: int, seed:
                  scale: tuple[float, float] = (0.2, 1.0), hflip: float = 0.5, auto_augment: str | None = None,
                  num_workers: int | None = None, device: torch.device | None = None,
                  sampler: str = "random", loader: str = "fast", process: int = 0,
-                 processes: int = 1) -> DataLoader | MemoryBatches | ShardBatches:
+                 processes: int = 1, color_jitter: float = 0.0,
+                 repeats: int = 1) -> DataLoader | MemoryBatches | ShardBatches:
     """Micro-batches of augmented (images (n, C, H, W) uint8, labels (n,)); see `train_transform` for the settings.
 
-    sampler: a key of datasets.sampling.SAMPLERS; an epoch is len(images) draws of it.
+    sampler: a key of datasets.sampling.SAMPLERS; an epoch is len(images) draws of it. repeats: copies of a draw, see
+    `repeat_draws`; tar shards, which are for stage 1, are read without either.
     loader: who decodes and resizes images in files; "fast" is torch and torchvision, "pil" the exact reference.
 
     Call loader.batch_sampler.set_epoch(epoch, micro-batches) each epoch. process, processes: which part of tar shards this
@@ -128,10 +136,10 @@ def train_loader(images: ImageSet, size: tuple[int, int], batch_size: int, seed:
         return ShardBatches(images, transform, batch_size, seed, worker_count(images, num_workers), device, process,
                             processes, loader)
     order = functools.partial(epoch_order, sampler, images.labels, len(images.class_names), seed)
-    batches = EpochBatches(len(images), batch_size, seed, None if sampler == "random" else order)
-    if fits(images, size, crop, auto_augment):
+    batches = EpochBatches(len(images), batch_size, seed, None if sampler == "random" else order, repeats)
+    if fits(images, size, crop, auto_augment, color_jitter):
         return MemoryBatches(images, ShiftFlip(images.images, crop == "pad", hflip, device), batches)
-    transform = train_transform(size, images.record, crop, scale, hflip, auto_augment)
+    transform = train_transform(size, images.record, crop, scale, hflip, auto_augment, color_jitter)
     workers = worker_count(images, num_workers)
     return DataLoader(TrainImages(images, transform, seed, loader), batch_sampler=batches, num_workers=workers,
                       pin_memory=device.type == "cuda", persistent_workers=workers > 0, worker_init_fn=one_thread)

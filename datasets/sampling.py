@@ -74,6 +74,15 @@ def epoch_order(kind, labels, num_classes, seed, epoch) -> np.ndarray:
     return random.permutation(np.repeat(shuffled, times)).astype(np.int64)
 
 
+def repeat_draws(order: np.ndarray, times: int) -> np.ndarray:
+    """The head of an epoch's order (N,), each draw `times` times side by side: int64 (N,), N / times draws, the last cut short.
+
+    Repeated augmentation (Hoffer et al., CVPR 2020): the copies stand at positions of their own, which is what their
+    augmentations are drawn for.
+    """
+    return np.repeat(order[:-(-len(order) // times)], times)[:len(order)]
+
+
 def _round(expected, random):
     """Integers (C,), each the floor or ceiling of expected (C,) and equal to it in the mean, with the same sum.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 from PIL import Image
-from timm.data.auto_augment import rand_augment_transform
+from timm.data.auto_augment import auto_augment_transform, rand_augment_transform
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
@@ -103,17 +103,28 @@ def train_crop(kind: str, size: tuple[int, int], scale: tuple[float, float]) -> 
 
 
 def train_transform(size: tuple[int, int], record: Record, crop: str = "rrc", scale: tuple[float, float] = (0.2, 1.0),
-                    hflip: float = 0.5, auto_augment: str | None = None) -> Callable:
-    """Picture -> (C, H, W) uint8, augmented: crop, flip, then timm's RandAugment (on PIL) where `auto_augment` names one.
+                    hflip: float = 0.5, auto_augment: str | None = None, color_jitter: float = 0.0) -> Callable:
+    """Picture -> (C, H, W) uint8, augmented: crop, flip, then on PIL timm's policy where `auto_augment` names one, and colour
+    jitter of that strength.
 
     Draws from the global generators; the caller seeds them.
     """
     steps = train_crop(crop, size, scale)
     if hflip:
         steps.append(RandomFlip(hflip))
-    if auto_augment:  # one conversion, of the small image
-        steps = [steps[0], to_pil, *steps[1:], rand_augment(auto_augment, size, record)]
+    colours = [named_policy(auto_augment, size, record)] if auto_augment else []
+    if color_jitter:
+        colours.append(v2.ColorJitter(color_jitter, color_jitter, color_jitter))
+    if colours:  # one conversion, of the small image
+        steps = [steps[0], to_pil, *steps[1:], *colours]
     return Steps(*steps, to_uint8)
+
+
+def named_policy(name: str, size: tuple[int, int], record: Record) -> Callable:
+    """PIL image -> PIL image by `3aug`, one of grey, solarised at half and blurred by up to two pixels (Touvron et al., "DeiT
+    III", ECCV 2022), or by a RandAugment string.
+    """
+    return auto_augment_transform("3a", {}) if name == "3aug" else rand_augment(name, size, record)
 
 
 def rand_augment(config: str, size: tuple[int, int], record: Record) -> Callable:
@@ -123,7 +134,8 @@ def rand_augment(config: str, size: tuple[int, int], record: Record) -> Callable
         augment = rand_augment_transform(config, {"translate_const": int(min(size) * 0.45),
                                                   "img_mean": mean if len(mean) == 3 else mean[0]})
     except (AssertionError, ValueError, KeyError):
-        raise ValueError(f"--aa {config!r} is no RandAugment string: expected rand-m9-mstd0.5-inc1 or alike, or none") \
+        raise ValueError(f"--aa {config!r} is no RandAugment string: expected rand-m9-mstd0.5-inc1 or alike, 3aug or "
+                         "none") \
             from None
     for op in augment.ops:
         if op.name.startswith("Posterize") and op.level_fn is not None:

@@ -123,7 +123,7 @@ def test_head_bias_starts_at_the_best_constant(data_flags):
     model = main_finetune.build_model(args, images)
     criterion = main_finetune.build_criterion(args, images.class_counts, images.class_names)
     assert model.head.bias.count_nonzero() == 0
-    main_finetune.start_weights(args, vars(args), model, criterion)
+    main_finetune.start_weights(args, vars(args), model, criterion, images.class_names)
     torch.testing.assert_close(model.head.bias.detach(), torch.full((3,), -float(np.log(2))))
 
 

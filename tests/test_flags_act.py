@@ -49,7 +49,8 @@ def plain(weights):
     ["--mixup_switch_prob", 1], ["--mixup_mode", "elem"], ["--tau", .5], ["--test_prior", "none"], ["--head_bias", "zero"],
     ["--loss", "bal_ce"], ["--batch_size", 16], ["--accum_iter", 2], ["--effective_batch_size", 16], ["--seed", 1],
     ["--cls_token"], ["--sampler", "sqrt", "--prior", "data"], ["--loss_args", "class_weights=[1,2,3]"],
-    ["--amp", "bf16"], ["--loader", "pil"]], ids=lambda flags: " ".join(map(str, flags)))
+    ["--amp", "bf16"], ["--loader", "pil"], ["--opt", "lamb"], ["--warmup_epochs", .5, "--warmup_lr", 1e-3], ["--aa", "3aug"],
+    ["--color_jitter", .4], ["--repeated_aug", 3], ["--head_std", .02]], ids=lambda flags: " ".join(map(str, flags)))
 def test_a_flag_of_stage_2_changes_the_weights(weights, plain, flags):
     changed = weights(*flags)
     assert any(key not in changed or not torch.equal(plain[key], changed[key]) for key in plain)
@@ -57,7 +58,7 @@ def test_a_flag_of_stage_2_changes_the_weights(weights, plain, flags):
 
 @pytest.mark.parametrize("flags", [
     ["--mask_ratio", .5], ["--norm_pix_loss"], ["--decoder_num_heads", 1], ["--opt_betas", .5, .9], ["--clip_grad", .01],
-    ["--weight_decay", .5], ["--min_lr", 5e-4], ["--hflip", 0], ["--scale", .9, 1], ["--accum_iter", 2]],
+    ["--weight_decay", .5], ["--min_lr", 5e-4], ["--hflip", 0], ["--scale", .9, 1], ["--accum_iter", 2], ["--opt", "lamb"]],
     ids=lambda flags: " ".join(map(str, flags)))
 def test_a_flag_of_stage_1_changes_the_weights(pretrain, tmp_path, flags):
     base = ["--model", "mae_vit_tiny_patch16", "--epochs", 1, "--warmup_epochs", 0]

@@ -16,7 +16,7 @@ from datasets.loading import LOADERS
 from util.checkpoint import SaveError
 from util.distributed import is_collective_error, world
 from util.signals import SAVED, Stopped
-from util.steps import NonFiniteError
+from util.steps import OPTIMIZERS, NonFiniteError
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -116,18 +116,22 @@ def add_model_flags(parser: Parser, default: str, models: dict) -> None:
 
 def add_optimizer_flags(parser: Parser, epochs: int, blr: float, min_lr: float, warmup_epochs: int,
                         betas: tuple[float, float]) -> None:
-    """AdamW, its schedule and the batch."""
+    """The optimiser, its schedule and the batch."""
     group = parser.add_argument_group("optimiser")
     group.add_argument("--batch_size", type=int, default=64, metavar="N", help="images a process and micro-batch")
     group.add_argument("--accum_iter", type=int, metavar="N", help="micro-batches an optimiser step (1 by default)")
     group.add_argument("--effective_batch_size", type=int, metavar="N", help="images an optimiser step; accum_iter is "
                        "derived from it")
     group.add_argument("--epochs", type=int, default=epochs, metavar="N")
-    group.add_argument("--warmup_epochs", type=float, default=warmup_epochs, metavar="N", help="linear from 0")
+    group.add_argument("--warmup_epochs", type=float, default=warmup_epochs, metavar="N", help="linear from "
+                       "--warmup_lr")
+    group.add_argument("--warmup_lr", type=float, default=0.0, metavar="LR", help="where the warm-up begins")
     group.add_argument("--blr", type=float, metavar="LR", help=f"base learning rate, {blr:g} by default: lr = blr * effective "
                        "batch / 256")
     group.add_argument("--lr", type=float, metavar="LR", help="absolute learning rate instead of --blr")
     group.add_argument("--min_lr", type=float, default=min_lr, metavar="LR", help="where the cosine ends")
+    group.add_argument("--opt", default="adamw", choices=OPTIMIZERS, help="AdamW, or LAMB (timm's), which scales every "
+                       "tensor's step with its norm")
     group.add_argument("--weight_decay", type=float, default=0.05, metavar="W")
     group.add_argument("--opt_betas", type=float, nargs=2, default=list(betas), metavar=("B1", "B2"))
     group.add_argument("--clip_grad", type=float, metavar="NORM", help="largest gradient norm (no clipping by default)")
@@ -163,8 +167,10 @@ def check_common(args) -> None:
         raise ValueError(f"--dist_timeout is in seconds, above 0, not {args.dist_timeout:g}")
     if not all(0 <= beta < 1 for beta in args.opt_betas):
         raise ValueError(f"--opt_betas must lie in [0, 1), not {args.opt_betas}")
-    for name in ("weight_decay", "min_lr", "lr", "blr", "clip_grad"):
+    for name in ("weight_decay", "min_lr", "lr", "blr", "warmup_lr", "clip_grad"):
         check_range(args, name, 0, float("inf"))
+    if args.warmup_lr and not args.warmup_epochs:
+        raise ValueError(f"--warmup_lr {args.warmup_lr:g} does nothing with --warmup_epochs 0: leave it out, or warm up")
 
 
 def check_range(args, name: str, low: float, high: float) -> None:

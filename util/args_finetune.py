@@ -12,7 +12,7 @@ from util.run import say
 LOSS_SETTINGS = ("loss", "loss_args", "tau", "test_prior", "sampler", "prior")
 # Flags that say what network that is and how its images are prepared: the checkpoint's unless given.
 EVALUATION_SETTINGS = ("dataset", "data_path", "mean", "std", "input_size", "crop_pct", "model", "patch_size", "embed_dim",
-                       "depth", "num_heads", "cls_token", "amp")
+                       "depth", "num_heads", "cls_token", "layer_scale", "amp")
 
 
 def add_loss_flags(parser: Parser) -> None:
@@ -35,9 +35,14 @@ def add_loss_flags(parser: Parser) -> None:
 
 
 def add_augmentation_flags(parser: Parser) -> None:
-    """RandAugment, erasing, mixing and smoothing, all timm's."""
+    """RandAugment or 3-Augment, erasing, mixing and smoothing, all timm's; colour jitter; copies of an image."""
     group = parser.add_argument_group("augmentation")
-    group.add_argument("--aa", default="rand-m9-mstd0.5-inc1", metavar="POLICY", help="timm's RandAugment string, or none")
+    group.add_argument("--aa", default="rand-m9-mstd0.5-inc1", metavar="POLICY", help="timm's RandAugment string, 3aug "
+                       "(DeiT III's: one of grey, solarised and blurred), or none")
+    group.add_argument("--color_jitter", type=float, default=0.0, metavar="S", help="brightness, contrast and saturation by a "
+                       "factor within 1 - S to 1 + S each, behind --aa")
+    group.add_argument("--repeated_aug", type=int, default=1, metavar="N", help="copies of an image in an epoch, side by side, "
+                       "each augmented anew; the epoch is as long as ever and draws one image in N")
     group.add_argument("--reprob", type=float, default=0.25, metavar="P", help="probability of random erasing")
     group.add_argument("--remode", default="pixel", choices=["pixel", "rand", "const"], help="what erasing fills in")
     group.add_argument("--recount", type=int, default=1, metavar="N", help="largest number of erased boxes")
@@ -58,16 +63,20 @@ def check_finetune(args) -> None:
     if args.val_fraction is not None and "split" in args.given:
         raise ValueError(f"--val_fraction {args.val_fraction:g} scores a slice of the training images, so --split {args.split} "
                          "would do nothing: leave one of them out")
-    for name in ("drop_path", "reprob", "mixup_prob", "mixup_switch_prob", "smoothing"):
+    for name in ("drop_path", "reprob", "mixup_prob", "mixup_switch_prob", "smoothing", "color_jitter"):
         check_range(args, name, 0, 1)
     for name in ("mixup", "cutmix"):
         check_range(args, name, 0, float("inf"))
     for name in ("layer_decay", "crop_pct"):
         if not 0 < getattr(args, name) <= 1:
             raise ValueError(f"--{name} must lie in (0, 1], not {getattr(args, name):g}")
-    for name in ("eval_every", "recount"):
+    for name in ("eval_every", "recount", "repeated_aug"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, not {getattr(args, name)}")
+    for name in ("layer_scale", "head_std"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise ValueError(f"--{name} must be a finite number above 0, not {value:g}: leave it out for the default")
     if args.cutmix_minmax is not None and not 0 <= args.cutmix_minmax[0] < args.cutmix_minmax[1] <= 1:
         raise ValueError(f"--cutmix_minmax takes MIN and MAX with 0 <= MIN < MAX <= 1, not {args.cutmix_minmax}")
     if args.eval and args.finetune:
@@ -80,7 +89,7 @@ def check_finetune(args) -> None:
 
 def with_checkpoint_flags(args, trained: dict) -> argparse.Namespace:
     """A copy of the flags of --eval in which those that were not given are the checkpoint's."""
-    names = [name for name in EVALUATION_SETTINGS if name not in args.given]
+    names = [name for name in EVALUATION_SETTINGS if name not in args.given and name in trained]
     return argparse.Namespace(**{**vars(args), **{name: trained[name] for name in names}})
 
 

@@ -11,26 +11,27 @@ def scale_lr(blr: float, effective_batch_size: int) -> float:
     return blr * effective_batch_size / 256
 
 
-def lr_at(epoch: float, lr: float, min_lr: float, warmup_epochs: float, epochs: float) -> float:
-    """Learning rate at a fractional epoch: linear from 0 over the warm-up, then half a cosine from lr down to min_lr."""
+def lr_at(epoch: float, lr: float, min_lr: float, warmup_epochs: float, epochs: float, warmup_lr: float = 0.0) -> float:
+    """Learning rate at a fractional epoch: linear from warmup_lr over the warm-up, then half a cosine from lr to min_lr."""
     if epoch < warmup_epochs:
-        return lr * epoch / warmup_epochs
+        return warmup_lr + (lr - warmup_lr) * epoch / warmup_epochs
     progress = (epoch - warmup_epochs) / (epochs - warmup_epochs)
     return min_lr + (lr - min_lr) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The schedule of one run: its peak and last rate, its warm-up and its length in epochs."""
+    """The schedule of one run: its peak and last rate, its warm-up, its length in epochs and its first rate."""
 
     lr: float
     min_lr: float
     warmup_epochs: float
     epochs: float
+    warmup_lr: float = 0.0
 
     def at(self, epoch: float) -> float:
         """Rate at a fractional epoch."""
-        return lr_at(epoch, self.lr, self.min_lr, self.warmup_epochs, self.epochs)
+        return lr_at(epoch, self.lr, self.min_lr, self.warmup_epochs, self.epochs, self.warmup_lr)
 
 
 def set_lr(optimizer, lr: float) -> None:

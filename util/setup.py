@@ -173,12 +173,14 @@ def build_training(args, model: nn.Module, groups: list[dict], plan: StepPlan, m
     """The model's stepper and its learning rates: --lr, else --blr or the stage's default scaled with the batch."""
     blr = default_blr if args.blr is None else args.blr
     lr = args.lr if args.lr is not None else scale_lr(blr, plan.effective_batch_size)
-    if args.min_lr > lr:
-        raise ValueError(f"--min_lr {args.min_lr:g} is above the learning rate {lr:g}: lower it, or raise --blr or --lr")
-    optimizer = build_optimizer(groups, lr, tuple(args.opt_betas))
+    for name in ("min_lr", "warmup_lr"):
+        if getattr(args, name) > lr:
+            raise ValueError(f"--{name} {getattr(args, name):g} is above the learning rate {lr:g}: lower it, or raise --blr or "
+                             "--lr")
+    optimizer = build_optimizer(groups, lr, tuple(args.opt_betas), args.opt)
     ema = ModelEmaV3(model, decay=args.ema) if args.ema is not None else None
     return Stepper(spread(model, plan, machine), optimizer, machine.device, machine.amp, args.clip_grad, args.max_bad_steps,
-                   ema), Schedule(lr, args.min_lr, args.warmup_epochs, args.epochs)
+                   ema), Schedule(lr, args.min_lr, args.warmup_epochs, args.epochs, args.warmup_lr)
 
 
 def spread(model: nn.Module, plan: StepPlan, machine: Machine) -> nn.Module:

@@ -1,4 +1,5 @@
 """The optimiser step that both stages share: accumulation, precision, clipping, skipping what is not finite."""
+import functools
 import math
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -10,6 +11,11 @@ import torch.distributed as dist
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from util.lamb import Lamb
+
+# AdamW in its fused form is the one that knows the flag.
+OPTIMIZERS = {"adamw": functools.partial(torch.optim.AdamW, fused=True), "lamb": Lamb}
 
 
 class NonFiniteError(RuntimeError):
@@ -111,9 +117,9 @@ def derive_accumulation(batch_size: int, accum_iter: int | None, effective: int 
     return effective // at_once
 
 
-def build_optimizer(groups: list[dict], lr: float, betas: tuple[float, float]) -> torch.optim.Optimizer:
-    """AdamW in its fused form, which skips a step by a flag on the device."""
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+def build_optimizer(groups: list[dict], lr: float, betas: tuple[float, float], name: str = "adamw") -> torch.optim.Optimizer:
+    """An optimiser of `OPTIMIZERS`; each skips a step by a flag on the device."""
+    return OPTIMIZERS[name](groups, lr=lr, betas=betas)
 
 
 class Clock:

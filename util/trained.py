@@ -167,7 +167,7 @@ def classifier(settings: dict, channels: int, classes: int, cosine_head: bool = 
     return build_vit(settings["model"], classes, as_pair(settings["input_size"]), channels,
                      global_pool="token" if settings["cls_token"] else "avg", patch_size=settings["patch_size"],
                      embed_dim=settings["embed_dim"], depth=settings["depth"], num_heads=settings["num_heads"],
-                     cosine_head=cosine_head)
+                     cosine_head=cosine_head, layer_scale=settings.get("layer_scale"))
 
 
 def assemble(path, state: dict, model: nn.Module, device: torch.device, criterion: Loss | None = None) -> Trained:
