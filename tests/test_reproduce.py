@@ -1,7 +1,6 @@
 """Tables and figures by name: their jobs, what each job is named by, and that every one of them can be built."""
 import functools
 import shlex
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +16,7 @@ from datasets.imageset import Record
 from datasets.records import OFFICIAL_SIZES
 from datasets.transforms import eval_transform, train_transform
 from models_mae import as_pair
-from submit import cost, experiment, paper, reproduce, stand_ins, studies, studies_small
+from submit import cost, paper, reproduce, stand_ins, studies, studies_small
 from submit.experiment import DATA, STAGES, Job, finetune, jobs_of, pretrain, training_counts
 from util.args import PROJECT, check_common
 from util.args_finetune import build_criterion, check_finetune, check_loss_flags, with_loss_defaults
@@ -25,6 +24,10 @@ from util.distributed import world
 from util.lr import param_groups
 from util.setup import Machine, build_training, plan_steps
 
+# A network is built once: its flags, and those that were.
+NETWORK = {"model", "patch_size", "embed_dim", "depth", "num_heads", "input_size", "cls_token", "drop_path", "layer_scale",
+           "head_std", "norm_pix_loss", "decoder_embed_dim", "decoder_depth", "decoder_num_heads"}
+MODELS: dict = {}
 # Rows whose total is not the average of their groups, which the tables show.
 OTHERWISE = ("ViT-Base, Bal-CE", "ViT-Base, BCE", "ViT-Base, Bal-BCE", "ViT-Large, Bal-CE", "ViT-Large, Bal-BCE")
 
@@ -56,7 +59,7 @@ def build(job):
     """All that a job's command line names, at its own size, without memory for the weights; what its main() checks."""
     args, images = job.parse(), Images(job)
     check_common(args)
-    machine = Machine(torch.device("meta"), None, world())
+    machine = Machine(torch.device("cpu"), None, world())
     size, aa = as_pair(args.input_size), None
     if job.run.stage == "finetune":
         check_finetune(args)
@@ -66,16 +69,23 @@ def build(job):
         main_finetune.build_targets(args, len(images.class_names))
         main_finetune.build_erasing(args, torch.device("cpu"))
     with torch.device("meta"):
+        words = {name: value for name, value in vars(args).items() if name in NETWORK}
+        cosine = job.run.stage == "finetune" and criterion.cosine_head
+        key = repr((words, images.record.channels, len(images.class_names), cosine))
         if job.run.stage == "pretrain":
-            model = main_pretrain.build_model(args, images.record.channels)
+            model = MODELS.get(key) or main_pretrain.build_model(args, images.record.channels)
             groups = param_groups(model, args.weight_decay)
         else:
-            model = main_finetune.build_model(args, images, criterion.cosine_head)
+            model = MODELS.get(key) or main_finetune.build_model(args, images, criterion.cosine_head)
             groups = param_groups(model, args.weight_decay, args.layer_decay)
+        MODELS[key] = model
+        args = SimpleNamespace(**{**vars(args), "ema": None})  # timm copies no model without memory
         build_training(args, model, groups, plan_steps(args, images, machine.world), machine, 1e-3)
     picture = Image.new("RGB" if images.record.channels == 3 else "L", (40, 30))
     shape = (images.record.channels, *size)
-    assert train_transform(size, images.record, args.train_crop, tuple(args.scale), args.hflip, aa)(picture).shape == shape
+    transform = train_transform(size, images.record, args.train_crop, tuple(args.scale), args.hflip, aa,
+                                getattr(args, "color_jitter", 0.0))
+    assert transform(picture).shape == shape
     assert eval_transform(size, getattr(args, "crop_pct", 1.0))(picture).shape == shape
     return model
 
@@ -108,46 +118,6 @@ def test_every_printed_command_parses_as_its_job(scale, capsys, tmp_path):
         assert args.finetune == str(tmp_path / job.after.folder / "last.pth") if job.after else "--finetune" not in words
         now, then = (vars(one) for one in (args, job.parse()))
         assert {name for name in now if now[name] != then[name]} <= {"output_dir", "data_path", "finetune", "given"}
-
-
-def test_a_job_is_named_by_what_decides_its_result():
-    mgp = pretrain("embedded/pretrain")
-    job = Job(finetune("embedded/finetune", after=mgp), 0)
-    # Written otherwise, split otherwise over memory, read by more workers: the same run.
-    for flags in (["--loss", "bal_bce"], ["--lr", "0.002"], ["--batch_size", 16, "--accum_iter", 4], ["--num_workers", 3],
-                  ["--batch_size", 32, "--effective_batch_size", 64], ["--save_every", 5]):
-        assert Job(finetune("embedded/finetune", *flags, after=mgp), 0).folder == job.folder, flags
-    others = [Job(finetune("embedded/finetune", *flags, after=mgp), 0) for flags in
-              (["--tau", 2], ["--batch_size", 128], ["--loss_args", "lam=2"], ["--mean", ".3", "--std", ".3"])]
-    others += [Job(job.run, 1), Job(finetune("embedded/finetune"), 0), Job(replace(job.run, data="fashion_10"), 0),
-               Job(replace(job.run, after=pretrain("embedded/pretrain", "--mask_ratio", 0.5)), 0)]
-    assert len({one.hash for one in (job, *others)}) == 1 + len(others)
-
-
-def test_a_flag_that_a_later_version_adds_leaves_finished_runs_their_name(monkeypatch):
-    job = Job(finetune("embedded/finetune", after=pretrain("embedded/pretrain")), 0)
-    before = job.hash
-    monkeypatch.setattr(experiment, "_parser", experiment._parser.__wrapped__)
-    for module in (main_pretrain, main_finetune):
-        def more(made=module.get_args_parser):
-            parser = made()
-            parser.add_argument("--new", default=3)
-            return parser
-        monkeypatch.setattr(module, "get_args_parser", more)
-    experiment.parse.cache_clear()
-    assert hasattr(job.parse(), "new") and Job(job.run, 0).hash == before
-    experiment.parse.cache_clear()
-
-
-def test_runs_are_shared():
-    """Table 7 and Figure 3 have one run and one encoder in common, and a job stands behind what it starts from."""
-    table, figure = (jobs_of(studies_small.STUDIES[name]().runs, [0]) for name in ("table7", "figure3"))
-    common = {job.folder for job in table} & {job.folder for job in figure}
-    assert {name.rpartition("-")[0] for name in common} == {"cifar100_lt_small_pretrain", "cifar100_lt_small_finetune"}
-    order = [job.hash for job in jobs_of(studies_small.table6().runs, [0, 1])]
-    assert len(order) == len(set(order)) == 2 * 28
-    for place, job in enumerate(jobs_of(studies_small.table6().runs, [0, 1])):
-        assert job.after is None or job.after.hash in order[:place]
 
 
 def test_counts_are_those_of_the_papers_sets():
@@ -227,51 +197,6 @@ def test_commands_for_a_cluster(capsys, tmp_path):
     assert capsys.readouterr().out.startswith("torchrun --nproc_per_node 8 main_pretrain.py @recipes/places_lt/pretrain.args")
 
 
-class Handed(list):
-    """Stands for the cluster: keeps what it is handed; a job's id is the name of its folder."""
-
-    def __call__(self, jobs, folder, settings):
-        self.append((jobs, settings))
-        folder.mkdir(parents=True)
-        return [SimpleNamespace(job_id=place.name) for _, place in jobs]
-
-
-def test_what_waits_for_one_job_is_one_array(tmp_path, monkeypatch):
-    handed = Handed()
-    monkeypatch.setattr(reproduce.slurm, "submit_to_slurm", handed)
-    jobs = jobs_of(studies_small.table6().runs, [0])
-    done = jobs[0]
-    (tmp_path / done.folder).mkdir()
-    (tmp_path / done.folder / "metrics.json").write_text("{}")
-    run("table6", "--scale", "small", "--output_dir", tmp_path, "--gpus_per_node", 1)
-    (encoders, first) = next(group for group in handed if group[0][0][0].stage == "pretrain")
-    arrays = [group for group in handed if group[0] is not encoders]
-    assert len(encoders) == 3 and "dependency" not in first["additional_parameters"] and first["gpus_per_node"] == 1
-    assert [len(group) for group, _ in arrays] == [6, 6, 6, 6]
-    after = {str(tmp_path / job.folder): settings["additional_parameters"].get("dependency")
-             for group, settings in arrays for job in jobs if str(tmp_path / job.folder) in
-             {word.removesuffix("/last.pth") for one, _ in group for word in one.argv if word.endswith("last.pth")}}
-    names = {str(place): f"afterok:{place.name}" for _, place in encoders}
-    assert after == {**names, str(tmp_path / done.folder): None}
-
-
-def test_here_what_starts_from_a_failed_job_is_left_out(tmp_path, monkeypatch, capsys):
-    def run_here(jobs, folder, tasks, side_by_side):
-        for number, (_, place) in enumerate(jobs):
-            if number != 1:
-                place.mkdir(parents=True)
-                (place / "metrics.json").write_text("{}")
-        return [SimpleNamespace() for _ in jobs]
-    monkeypatch.setattr(reproduce.slurm, "run_here", run_here)
-    monkeypatch.setattr(reproduce.slurm, "tell", lambda jobs, places: None)
-    with pytest.raises(SystemExit):
-        run("table6", "--scale", "small", "--output_dir", tmp_path, "--where", "local")
-    jobs = jobs_of(studies_small.table6().runs, [0])
-    lost = [job for job in jobs if job.run.stage == "pretrain"][1]
-    left_out = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if "left out" in line]
-    assert sorted(left_out) == sorted(str(tmp_path / job.folder) for job in jobs if job.after == lost)
-
-
 def test_numbers_of_the_paper():
     """Rows against facts that stand elsewhere in it: totals are averages of the groups, to a rounding."""
     checked = 0
@@ -286,41 +211,3 @@ def test_numbers_of_the_paper():
             checked += 1
     assert checked > 20
     assert [len(of) for of in (paper.TABLE_2_CITED, paper.TABLE_3_CITED, paper.TABLE_4_CITED)] == [20, 22, 19]
-
-
-def test_wait_tells_how_the_clusters_jobs_ended(tmp_path, monkeypatch, capsys):
-    def submit_to_slurm(jobs, folder, settings):
-        folder.mkdir(parents=True)
-        made = []
-        for number, (_, place) in enumerate(jobs):
-            broken = place.name.startswith("embedded_finetune") and number == 0
-            error = RuntimeError("ValueError: no such thing") if broken else None
-            if error is None:
-                place.mkdir()
-                (place / "metrics.json").write_text("{}")
-            made.append(SimpleNamespace(job_id=place.name, exception=lambda error=error: error,
-                                        paths=SimpleNamespace(stderr="err")))
-        return made
-    monkeypatch.setattr(reproduce.slurm, "submit_to_slurm", submit_to_slurm)
-    with pytest.raises(SystemExit):
-        run("table2", "--scale", "small", "--output_dir", tmp_path, "--wait")
-    monkeypatch.setattr(reproduce.slurm, "queued", set)
-    text = capsys.readouterr().out
-    assert text.count(": done") == 2 and text.count("FAILED: no such thing (more in err)") == 2
-    run("table2", "--scale", "small", "--output_dir", tmp_path)
-    assert "4 jobs, 2 of them finished" in capsys.readouterr().out
-
-
-def test_what_is_in_the_queue_is_not_handed_in_again(tmp_path, monkeypatch, capsys):
-    handed = Handed()
-    monkeypatch.setattr(reproduce.slurm, "submit_to_slurm", handed)
-    run("table2", "--scale", "small", "--output_dir", tmp_path)
-    first = [place.name for group, _ in handed for _, place in group]
-    encoder = next(name for name in first if name.startswith("embedded_pretrain"))
-    monkeypatch.setattr(reproduce.slurm, "queued", lambda: {encoder, "123_4"})
-    handed.clear()
-    run("table2", "--scale", "small", "--output_dir", tmp_path)
-    assert f"{encoder}: {tmp_path / encoder}, in the queue already" in capsys.readouterr().out
-    assert sorted(place.name for group, _ in handed for _, place in group) == sorted(set(first) - {encoder})
-    waits = [settings["additional_parameters"].get("dependency") for group, settings in handed]
-    assert waits == [None, f"afterok:{encoder}"]
