@@ -4,33 +4,37 @@ import math
 import pytest
 import torch
 
+import main_finetune
+import main_pretrain
 from models_mae import build_mae
 from models_vit import build_vit
+from util.args import PROJECT
 from util.lr import Schedule, lr_at, param_groups, scale_lr, set_lr
 
-# Images, images a micro-step, accumulation, base lr, min lr, warm-up, epochs, {epoch: mean rate over its micro-steps}.
-# Read off the released runs' logs.
-RELEASED = {
-    "mgp_imagenet_lt": (115_846, 256, 4, 1.5e-4, 0, 40, 800, {
+# Recipe, images, images a micro-step over all processes, {epoch: mean rate over its micro-steps} of the released runs' logs.
+RELEASED = [
+    ("imagenet_lt/pretrain_released", 115_846, 256, {
         0: 7.433628318584069e-06, 1: 2.2433628318584072e-05, 400: 3.2416126993179166e-04, 799: 8.657370755203271e-10}),
-    "mgp_inat18": (437_513, 768, 4, 1.5e-4, 0, 40, 800, {
+    ("inat18/pretrain_released", 437_513, 768, {
         0: 2.2342036255138818e-05, 1: 6.73420362551387e-05, 400: 9.724804187229065e-04, 799: 2.5901780318649126e-09}),
-    "bft_imagenet_lt_224": (115_846, 128, 4, 5e-4, 1e-6, 5, 100, {
+    ("imagenet_lt/finetune_released", 115_846, 128, {
         0: 9.955837733890909e-05, 1: 2.99558377338909e-04, 50: 5.335471351373956e-04, 99: 1.091640390288575e-06}),
-    "bft_imagenet_lt_384": (115_846, 64, 16, 5e-4, 1e-6, 5, 100, {
+    ("imagenet_lt/finetune_384_released", 115_846, 64, {
         0: 1.9823375354842879e-04, 1: 5.982337535484254e-04, 50: 1.0667001514977797e-03, 99: 1.1845855095285017e-06}),
-    "bft_inat18_224": (437_513, 256, 8, 1e-3, 1e-6, 5, 100, {
+    ("inat18/finetune_released", 437_513, 256, {
         0: 7.962592285840191e-04, 1: 2.396259228584022e-03, 50: 4.265125780705206e-03, 99: 1.7340516888196695e-06}),
-    "bft_inat18_384": (437_513, 64, 16, 1e-3, 1e-6, 5, 100, {
+    ("inat18/finetune_384_released", 437_513, 64, {
         0: 3.990641908513802e-04, 1: 1.199064190851374e-03, 50: 2.1327192765157e-03, 99: 1.3656976221431907e-06}),
-}
+]
 
 
-@pytest.mark.parametrize("run", RELEASED)
-def test_schedule_equals_the_logs_of_the_released_runs(run):
-    images, micro, accum, blr, min_lr, warmup, epochs, logged = RELEASED[run]
-    schedule = Schedule(scale_lr(blr, micro * accum), min_lr, warmup, epochs)
-    steps = images // micro
+@pytest.mark.parametrize("recipe, images, micro, logged", RELEASED, ids=[row[0] for row in RELEASED])
+def test_released_recipes_give_the_rates_of_the_released_runs_logs(recipe, images, micro, logged):
+    stage = main_pretrain if "pretrain" in recipe else main_finetune
+    args = stage.get_args_parser().parse_args([f"@{PROJECT / 'recipes' / recipe}.args"])
+    peak = scale_lr(args.blr, args.effective_batch_size)
+    schedule = Schedule(peak, args.min_lr, args.warmup_epochs, args.epochs, args.warmup_lr)
+    steps, accum = images // micro, args.effective_batch_size // micro
     for epoch, expected in logged.items():
         rates = [schedule.at(epoch + i // accum * accum / steps) for i in range(steps)]
         assert math.fsum(rates) / steps == pytest.approx(expected, rel=1e-9)
