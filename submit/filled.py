@@ -121,8 +121,16 @@ def differences_block(table: Table, results: Results) -> Block | None:
         a, b = named[better].cells, named[plain].cells
         columns = [column for column in a if column in b]
         known: dict = {}
-        rows.append([f"{better} - {plain}", *(difference_text(a[column], b[column], results, known) for column in columns)])
+        rows.append([pair_name(better, plain), *(difference_text(a[column], b[column], results, known) for column in columns)])
     return Block("differences: paper / ours [95 % interval, paired over test images]", ["", *columns], rows) if rows else None
+
+
+def pair_name(better: str, plain: str) -> str:
+    """"ViT-Base, BCE" and "ViT-Base, CE" as "ViT-Base: BCE - CE"; what shares no beginning as it is."""
+    size, comma, rest = better.rpartition(", ")
+    if comma and plain.startswith(size + comma):
+        return f"{size}: {rest} - {plain.removeprefix(size + comma)}"
+    return f"{better} - {plain}"
 
 
 def difference_text(a: Cell, b: Cell, results: Results, known: dict) -> str:

@@ -8,7 +8,7 @@ import pytest
 from datasets.longtail import longtail_counts
 from submit import reproduce, studies, studies_small
 from submit.experiment import COLUMNS, Cell, Job, Table, finetune, metrics_row
-from submit.filled import Results, averaged, cell_text, difference_text, main_block, table8
+from submit.filled import Results, averaged, cell_text, difference_text, main_block, pair_name, table8
 from tests.report_cases import made_encoder, made_run, stand_in
 from util.compare import compare_runs
 from util.predictions import read_predictions
@@ -73,6 +73,11 @@ def test_the_papers_total_is_averaged_again():
     block = main_block(table, Results(Path("nowhere"), [0], True))
     line = next(row for row in block.rows if row[0] == "ViT-Base, Bal-BCE")
     assert line[4] == "60.9 / not run" and line[-1] == "60.6"
+
+
+def test_pairs_are_named_shortly():
+    assert pair_name("ViT-Base, Bal-BCE", "ViT-Base, BCE") == "ViT-Base: Bal-BCE - BCE"
+    assert pair_name("LT, CE", "BAL, CE") == "LT, CE - BAL, CE" and pair_name("LiVT", "MAE") == "LiVT - MAE"
 
 
 def test_rows_of_others_are_marked():
