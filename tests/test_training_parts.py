@@ -45,12 +45,35 @@ def test_lamb_takes_the_papers_steps_and_clips_nothing_itself(decay):
     torch.testing.assert_close(w.detach().double(), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_lamb_goes_on_from_a_checkpoint(tmp_path):
+    gradients = torch.randn(4, 5, 7, generator=torch.Generator().manual_seed(0))
+
+    def steps(w, optimizer, some):
+        for gradient in some:
+            w.grad = gradient.clone()
+            optimizer.step()
+
+    def fresh(value):
+        w = torch.nn.Parameter(value.clone())
+        return w, build_optimizer([{"params": [w], "weight_decay": 0.1}], 3e-2, (0.9, 0.98), "lamb")
+
+    whole, first = fresh(torch.ones(5, 7)), fresh(torch.ones(5, 7))
+    steps(*whole, gradients)
+    steps(*first, gradients[:2])
+    torch.save(first[1].state_dict(), tmp_path / "state.pth")
+    second = fresh(first[0].detach())
+    second[1].load_state_dict(torch.load(tmp_path / "state.pth", weights_only=True))
+    steps(*second, gradients[2:])
+    assert torch.equal(whole[0], second[0])
+
+
+@pytest.mark.parametrize("amp", [None, torch.float16], ids=["fp32", "fp16"])
 @pytest.mark.parametrize("bad_step", [0, 2])
-def test_lamb_skips_a_step_that_is_not_finite(bad_step):
+def test_lamb_skips_a_step_that_is_not_finite(bad_step, amp):
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 3)
     groups = [{"params": list(model.parameters()), "weight_decay": 0.1}]
-    stepper = Stepper(model, build_optimizer(groups, 1e-2, (0.9, 0.95), "lamb"), torch.device("cpu"))
+    stepper = Stepper(model, build_optimizer(groups, 1e-2, (0.9, 0.95), "lamb"), torch.device("cpu"), amp)
 
     def state():
         moments = [t.clone() for s in stepper.optimizer.state.values() for t in (s["exp_avg"], s["exp_avg_sq"])]

@@ -10,11 +10,11 @@ class Lamb(timm.optim.Lamb):
     host does not know, so its count of steps, which only the correction of the moments' start reads, goes on.
     """
 
-    _step_supports_amp_scaling = True  # GradScaler then leaves the decision to `found_inf`
+    found_inf = None
+    _step_supports_amp_scaling = True  # GradScaler then sets `found_inf` for the step, and takes it away again
 
     def __init__(self, groups: list[dict], lr: float, betas: tuple[float, float]):
         super().__init__(groups, lr=lr, betas=betas, weight_decay=0.0, max_grad_norm=None)
-        self.found_inf = None
 
     @torch.no_grad()
     def step(self, closure=None):
