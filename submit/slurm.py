@@ -9,6 +9,7 @@ One task a GPU, and main(args) is called in it. A job whose time is over, or tha
 and goes on. Flags that are not SLURM's are the stage's.
 """
 import datetime
+import getpass
 import os
 import re
 import shutil
@@ -42,27 +43,33 @@ class PassingParser(Parser):
         return known
 
 
+def add_cluster_flags(parser: Parser) -> None:
+    """Where jobs run, and what they ask of a cluster."""
+    group = parser.add_argument_group("cluster")
+    group.add_argument("--where", default="slurm", choices=["slurm", "local"], help="local: the same jobs on this machine")
+    group.add_argument("--side_by_side", type=int, default=1, metavar="N", help="with --where local: jobs at a time")
+    group.add_argument("--nodes", type=int, default=1)
+    group.add_argument("--gpus_per_node", type=int, default=0, help="one task each; 0 trains on CPUs")
+    group.add_argument("--tasks_per_node", type=int, help="without GPUs: processes on each node (1 by default)")
+    group.add_argument("--partition")
+    group.add_argument("--account")
+    group.add_argument("--qos")
+    group.add_argument("--constraint")
+    group.add_argument("--mem", help="memory of a node, such as 100G")
+    group.add_argument("--time_limit", type=int, default=1440, metavar="MINUTES", help="after which a job is queued again")
+    group.add_argument("--parallel", type=int, default=256, metavar="N", help="jobs of an array that run at once")
+    group.add_argument("--after", nargs="+", default=[], metavar="JOB_ID", help="wait until these have ended well")
+    group.add_argument("--wait", action="store_true", help="stay until the jobs have ended, and tell how")
+    group.add_argument("--dry_run", action="store_true", help="print what would be submitted, and do nothing")
+
+
 def get_args_parser() -> Parser:
-    """Flags of the cluster."""
+    """Flags of the cluster, and the sweep."""
     parser = PassingParser(__doc__.splitlines()[0])
     parser.add_argument("stage", choices=["pretrain", "finetune"])
-    parser.add_argument("--where", default="slurm", choices=["slurm", "local"], help="local: the same jobs on this machine")
-    parser.add_argument("--side_by_side", type=int, default=1, metavar="N", help="with --where local: jobs at a time")
-    parser.add_argument("--nodes", type=int, default=1)
-    parser.add_argument("--gpus_per_node", type=int, default=0, help="one task each; 0 trains on CPUs")
-    parser.add_argument("--tasks_per_node", type=int, help="without GPUs: processes on each node (1 by default)")
-    parser.add_argument("--partition")
-    parser.add_argument("--account")
-    parser.add_argument("--qos")
-    parser.add_argument("--constraint")
-    parser.add_argument("--mem", help="memory of a node, such as 100G")
-    parser.add_argument("--time_limit", type=int, default=1440, metavar="MINUTES", help="after which a job is queued again")
+    add_cluster_flags(parser)
     parser.add_argument("--array", nargs="+", default=[], metavar="NAME=V1,V2", help="one job for each combination of values, "
                         "each with an output folder of its own below --output_dir")
-    parser.add_argument("--parallel", type=int, default=256, metavar="N", help="jobs of an array that run at once")
-    parser.add_argument("--after", nargs="+", default=[], metavar="JOB_ID", help="wait until these have ended well")
-    parser.add_argument("--wait", action="store_true", help="stay until the jobs have ended, and tell how")
-    parser.add_argument("--dry_run", action="store_true", help="print what would be submitted, and do nothing")
     return parser
 
 
@@ -115,6 +122,21 @@ def array_limit() -> int:
     text = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True).stdout
     found = re.search(r"MaxArraySize\s*=\s*(\d+)", text)
     return int(found[1]) - 1 if found and int(found[1]) > 1 else 1000
+
+
+def queued() -> set[str]:
+    """Ids of one's jobs that wait or run on the cluster, those of an array each by itself: {"17", "18_0", "18_1"}.
+
+    None where there is no cluster. ValueError where it does not answer.
+    """
+    if not shutil.which("squeue"):
+        return set()
+    words = ["squeue", "--user", getpass.getuser(), "--noheader", "--array", "--format=%i"]
+    found = subprocess.run(words, capture_output=True, text=True)
+    if found.returncode:
+        raise ValueError(f"squeue does not answer ({' '.join(found.stderr.split())}), so it is not known which earlier jobs "
+                         "still run: try again when it does")
+    return set(found.stdout.split())
 
 
 def submit_to_slurm(jobs: list[tuple[StageJob, Path]], folder: Path, settings: dict) -> list[submitit.Job]:

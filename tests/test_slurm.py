@@ -85,3 +85,15 @@ def test_the_same_jobs_on_this_machine(tmp_path, capsys, monkeypatch):
         run("pretrain", *few, "--output_dir", tmp_path / "bad", "--dataset", "folder", "--data_path", "/nowhere", "--where",
             "local")
     assert "FAILED: --dataset folder needs the channel statistics of your images" in capsys.readouterr().out
+
+
+def test_the_queue_is_read_from_squeue(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert slurm.queued() == set()
+    squeue = tmp_path / "squeue"
+    squeue.write_text('#!/bin/sh\ntest "$4" = --array && echo 17 && echo 18_0 && echo 18_1\n')
+    squeue.chmod(0o755)
+    assert slurm.queued() == {"17", "18_0", "18_1"}
+    squeue.write_text("#!/bin/sh\necho 'error: no\ncontroller' >&2; exit 1\n")
+    with pytest.raises(ValueError, match=r"squeue does not answer \(error: no controller\), so it is not known which"):
+        slurm.queued()
