@@ -267,7 +267,8 @@ def evaluate_checkpoint(args) -> dict:
                       "nothing, the checkpoint's", "corrected": words.lstrip(", ") or None}
         with writing(run.path):
             write_results(run, result, logits, labels, test, counts, provenance)
-        say(f"wrote metrics.json, predictions.npz and figures into {run.path}")
+    say(f"wrote metrics.json, predictions.npz and figures into {run.path}" if run else "nothing is written: --output_dir DIR "
+        "keeps metrics, predictions and figures")
     return world.from_first(result)
 
 

@@ -200,7 +200,7 @@ def test_other_images_are_refused(change, message):
 
 def test_arms_that_do_not_fit_are_refused():
     runs = [a_run(seed) for seed in range(4)]
-    for a, b, message in [(runs[:2], runs[2:3], "2 runs of A and 1 of B"), ([], [], "0 runs of A"),
+    for a, b, message in [(runs[:2], runs[2:3], "A has 2 runs and B 1; expected"), ([], [], "A has 0 runs and B 0"),
                           ([runs[0], runs[0]], runs[2:], "A names a run twice"),
                           (runs[:2], [runs[2], a_run(9, activation="sigmoid")], "B are no seeds of one setting"),
                           (runs[:1], [a_run(1, images=120)], "hold 120 and 240 images")]:
@@ -283,7 +283,7 @@ def test_bad_commands_end_in_one_line(folders, monkeypatch, capsys):
     a, b = folders / "a0", folders / "b0"
     (b / "metrics.json").write_text((b / "metrics.json").read_text().replace('"test"', '"val"'))
     for argv, message in [((a,), "1 run, --a 0, --b 0; expected RUN_A RUN_B"), ((), "0 runs"), ((a, "--b", b), "1 run, --a"),
-                          (("--a", a), "1 runs of A and 0 of B"), ((a, folders / "no"), "no run folder"),
+                          (("--a", a), "A has 1 run and B 0;"), ((a, folders / "no"), "no run folder"),
                           ((a, b), "differ in split")]:
         with pytest.raises(SystemExit) as stop:
             command(monkeypatch, *argv)

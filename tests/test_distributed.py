@@ -137,7 +137,7 @@ def test_another_number_of_processes_goes_on_with_the_same_batch(tmp_path, flags
     # One process goes on, is stopped, and goes on once more: the batch is still that of the beginning.
     first = Processes(tmp_path, [flags("finetune", tmp_path / "cut", *more)], before=stop_in_the_second_step)
     assert first.end() == {0: 75}, first.output()
-    assert "1 processes go on with what 2 began, still with 16 images a step" in first.output()
+    assert "1 process goes on with what 2 began, still with 16 images a step" in first.output()
     one = Processes(tmp_path, [flags("finetune", tmp_path / "cut", *more)])
     assert one.end() == {0: 0}, one.output()
     assert "3 steps of 16 images an epoch" in one.output()

@@ -63,6 +63,7 @@ def test_a_checkpoint_of_an_earlier_version_is_named(trained, tmp_path):
 def test_flags_override_the_checkpoint(trained, capsys):
     evaluate("--resume", trained[0] / "last.pth", "--crop_pct", 1, "--split", "val")
     out = capsys.readouterr().out
+    assert out.splitlines()[-1] == "nothing is written: --output_dir DIR keeps metrics, predictions and figures"
     assert "--crop_pct 1.0 (0.9 there)" in out and "--input_size" not in out and "last.pth, val" in out
 
 

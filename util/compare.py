@@ -90,8 +90,8 @@ def _short(value) -> str:
 def check_arms(a: list[Predictions], b: list[Predictions]) -> None:
     """ValueError unless there are as many runs of either setting, none of them twice, each setting of one activation."""
     if len(a) != len(b) or not a:
-        raise ValueError(f"{len(a)} runs of A and {len(b)} of B; expected as many of both: the i-th of A is paired with "
-                         "the i-th of B")
+        raise ValueError(f"A has {len(a)} run{'s' * (len(a) != 1)} and B {len(b)}; expected as many of both: each of A is "
+                         "paired with one of B")
     for name, arm in (("A", a), ("B", b)):
         folders = [run.folder.resolve() for run in arm]
         if len(set(folders)) < len(folders):

@@ -165,8 +165,8 @@ def plan_steps(args, images: ImageSet, world: World, state: dict | None = None) 
                              f"multiple of --batch_size {args.batch_size} x {world.size}; start a number of processes that "
                              f"divides {effective // args.batch_size}")
     if state and state["progress"]["processes"] != world.size:
-        say(f"note: {world.size} processes go on with what {state['progress']['processes']} began, still with {effective} "
-            "images a step")
+        now = f"{world.size} processes go" if world.size > 1 else "1 process goes"
+        say(f"note: {now} on with what {state['progress']['processes']} began, still with {effective} images a step")
     accum_iter = derive_accumulation(args.batch_size, accum_iter, effective, world.size)
     return StepPlan(len(images), args.batch_size, accum_iter, world.size, world.rank, own_parts=args.dataset == "shards")
 
