@@ -47,7 +47,7 @@ def write_files(folder: Path, count: int, blocks: int) -> list[Path]:
 def made_up(name: str, size: int, device: torch.device) -> Trained:
     """A classifier with random weights, as predict.py holds one."""
     model = build_vit(name, CLASSES, size)
-    choose_attention(model, device)
+    choose_attention(model, device, choose_amp("auto", device)[0])
     names = [f"class {k}" for k in range(CLASSES)]
     settings = {"input_size": [size], "crop_pct": 0.875, "loss": "bal_bce"}
     return Trained("made up", "finetune", model.to(device).eval(), settings, RECORD, Normalize(RECORD, device), 0, names,

@@ -257,7 +257,11 @@ def test_the_decoders_agree_on_every_damage(tmp_path, capfd, options):
                 found.append(array(decoder(path, 3)).tolist())
             except UnreadableImage as error:
                 found.append(error.reason)
-        assert found[0] == found[1]
+        if options.get("progressive") and isinstance(found[0], list) and isinstance(found[1], list):
+            # Where coefficients are missing, releases of libjpeg smooth differently.
+            assert np.abs(np.subtract(*found)).mean() < 2
+        else:
+            assert found[0] == found[1]
         readable += isinstance(found[0], list)
     assert 10 < readable < 95
 

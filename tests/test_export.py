@@ -78,7 +78,7 @@ def test_timms_folder_knows_names_and_preparation(classifier, tmp_path):
     cfg = theirs.pretrained_cfg
     assert cfg["label_names"] == NAMES and theirs.num_classes == 3
     resolved = timm.data.resolve_model_data_config(theirs)
-    assert [*resolved["mean"], *resolved["std"]] == [.4, .5, .3, .2, .3, .25] and resolved["input_size"] == (3, 16, 24)
+    assert [*resolved["mean"], *resolved["std"]] == [.4, .5, .3, .2, .3, .25] and list(resolved["input_size"]) == [3, 16, 24]
     assert resolved["crop_pct"] == .875 and resolved["interpolation"] == "bicubic"
 
 

@@ -1,8 +1,11 @@
 """Jobs of tables and figures: what names them, and how they are handed in."""
+# ruff: noqa: E402
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+
+pytest.importorskip("submitit", reason="jobs are handed in by submitit, which is not installed")
 
 import main_finetune
 import main_pretrain

@@ -1,9 +1,12 @@
 """Tables and figures filled with finished runs, which are made up here, and computed ones."""
+# ruff: noqa: E402
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+pytest.importorskip("submitit", reason="jobs are handed in by submitit, which is not installed")
 
 from datasets.longtail import longtail_counts
 from submit import reproduce, studies, studies_small

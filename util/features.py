@@ -91,7 +91,7 @@ def foreign_encoder(weights: Weights, args, device: torch.device) -> Trained:
     model = classifier(settings, channels, 1)
     load_encoder(model, tensors, weights.grid)
     model.head = torch.nn.Identity()
-    choose_attention(model, device)
+    choose_attention(model, device, choose_amp("auto", device)[0])
     # Weights with a head were trained to be read where the head does; an autoencoder's may be read anywhere.
     settings["cls_token"] &= "head.weight" in tensors
     return Trained(weights.path, "pretrain", model.to(device).eval(), settings, record, Normalize(record, device),

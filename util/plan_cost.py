@@ -111,7 +111,7 @@ def first_stage(network: Network, pixels: torch.Tensor, device: torch.device, am
 
 def training(model: nn.Module, loss: Callable, device: torch.device, amp: torch.dtype | None, batch: int) -> Callable[[], None]:
     """A function that makes one optimiser step of the model as a run makes it."""
-    choose_attention(model, device)
+    choose_attention(model, device, amp)
     model.to(device).train()
     stepper = Stepper(model, build_optimizer(param_groups(model, 0.05), 1e-4, (0.9, 0.95)), device, amp)
 

@@ -18,7 +18,7 @@ from models_vit import Classifier, build_vit, load_classifier, load_encoder
 from util.args_finetune import LOSS_SETTINGS, build_criterion
 from util.checkpoint import check_stage, load_checkpoint, trained_weights
 from util.losses import Loss
-from util.precision import choose_attention
+from util.precision import choose_amp, choose_attention
 from util.seed import derive_seed, seeded
 from util.weights import open_weights
 
@@ -186,7 +186,7 @@ def classifier(settings: dict, channels: int, classes: int, cosine_head: bool = 
 
 def assemble(path, state: dict, model: nn.Module, device: torch.device, criterion: Loss | None = None) -> Trained:
     """Put the model on its device, with the attention that is fast there, beside what its checkpoint says."""
-    choose_attention(model, device, None)
+    choose_attention(model, device, choose_amp("auto", device)[0])
     record = record_of(state)
     return Trained(str(path), state["stage"], model.to(device).eval(), state["args"], record, Normalize(record, device),
                    state["progress"]["epoch"], state["class_names"], state["class_counts"], criterion)

@@ -1,9 +1,12 @@
 """A table of the paper on a real SLURM: its encoder, the array that waits for it, and what a second call finds."""
+# ruff: noqa: E402
 import re
 import shutil
 import time
 
 import pytest
+
+pytest.importorskip("submitit", reason="jobs are handed in by submitit, which is not installed")
 
 from submit import reproduce, slurm
 from submit.experiment import Table, finetune, jobs_of, metrics_row, pretrain
