@@ -126,8 +126,8 @@ def compare(name: str, stage: int, word: str, device: torch.device, args) -> Non
     print(f"{'':30}{'peak':15}{peak / 1e12:10.2f} TFLOP/s", flush=True)
 
 
-def main() -> None:
-    """The command."""
+def get_args_parser() -> argparse.ArgumentParser:
+    """The command's flags."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["demo", "tiny_32", "base_224"])
@@ -138,7 +138,11 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="time this project's compiled step too")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--warmup", type=int, default=3, help="rounds that do not count")
-    args = parser.parse_args()
+    return parser
+
+
+def main(args) -> None:
+    """Print the table."""
     device = torch.device(args.device)
     what = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{what}, torch {torch.__version__}, medians of {args.rounds} steps in turns\n{COLUMNS}", flush=True)
@@ -149,4 +153,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(get_args_parser().parse_args())
