@@ -76,7 +76,7 @@ def get_args_parser() -> Parser:
     group.add_argument("--layer_scale", type=float, metavar="INIT", help="multiply every block's branches with learned factors "
                        "that start here (none by default)")
     group.add_argument("--head_std", type=float, metavar="S", help="deviation of the head's first weights (2e-5 by default, as "
-                       "MAE fine-tunes; LAMB, whose steps follow a tensor's norm, would never leave that)")
+                       "MAE fine-tunes; LAMB, whose steps follow a tensor's norm, leaves that slowly)")
     add_loss_flags(parser)
     add_augmentation_flags(parser)
     add_optimizer_flags(parser, epochs=50, blr=BLR, min_lr=1e-6, warmup_epochs=5, betas=(0.9, 0.999))

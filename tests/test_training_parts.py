@@ -11,7 +11,10 @@ from datasets.sampling import repeat_draws
 from datasets.transforms import to_pil, train_transform
 from models_vit import build_vit, load_encoder, load_fine_tuned
 from util.checkpoint import load_checkpoint
-from util.lr import lr_at
+from util.lr import Schedule, lr_at
+from util.report_groups import group_runs
+from util.report_pictures import encoders
+from util.report_runs import read_runs
 from util.seed import seeded
 from util.start import start_weights
 from util.steps import Stepper, build_optimizer
@@ -188,6 +191,7 @@ def test_the_head_starts_as_wide_as_it_is_told():
 def test_a_warm_up_begins_where_it_is_told():
     assert [lr_at(e, 1.0, 0.1, 5, 20, warmup_lr=0.2) for e in (0, 2.5, 5)] == pytest.approx([0.2, 0.6, 1.0])
     assert lr_at(20, 1.0, 0.1, 5, 20, warmup_lr=0.2) == pytest.approx(0.1)
+    assert Schedule(1.0, 0.1, 5, 20, 0.2).at(0) == 0.2
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +220,7 @@ def test_fine_tuning_goes_on_from_a_classifier_at_another_size(classifier, finet
     assert before["head.weight"].std() > 0.01  # which a fresh head here would not have
     with pytest.raises(ValueError, match="--head_bias prior does nothing"):
         finetune(tmp_path / "other", *flags, "--head_bias", "prior")
+    assert encoders(group_runs(read_runs([tmp_path / "run"]))) == []  # a report has no reconstructions to draw
 
 
 def test_positions_of_a_classifier_are_resampled_as_an_encoders():

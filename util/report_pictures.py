@@ -15,6 +15,7 @@ from util import reconstruct
 from util.calibration import confidence
 from util.figures_pictures import draw_rows
 from util.figures_report import fit
+from util.predictions import read_json
 from util.report_classes import shown
 from util.report_groups import Group
 from util.report_page import Page, details, escape, paragraph
@@ -114,7 +115,10 @@ def thumbnail(picture: Image.Image) -> str:
 
 
 def encoders(groups: list[Group]) -> list[tuple[str, Path | None]]:
-    """(words, run folder) of every stage-1 run that is reported, or that a reported run began with; None where it is gone."""
+    """(words, run folder) of every stage-1 run that is reported, or that a reported run began with; None where it is gone.
+
+    A classifier that a run began with has no decoder, so it is none of them.
+    """
     found: dict = {}
     for run in (run for group in groups for run in group.runs):
         if run.stage == "pretrain":
@@ -122,6 +126,8 @@ def encoders(groups: list[Group]) -> list[tuple[str, Path | None]]:
         elif run.flags.get("finetune"):
             path = run.flags["finetune"]
             place = origin(path, run.folder, run.flags.get("output_dir"))
+            if place and "mask_ratio" not in read_json(place / "args.json")["args"]:
+                continue
             name = "/".join(place.resolve().parts[-2:]) if place else path
             found.setdefault(place.resolve() if place else path, (f"{clean(name)}, the encoder of {run.name}", place))
     return list(found.values())
