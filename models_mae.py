@@ -96,10 +96,11 @@ class Attention(timm.layers.Attention):
             return super().forward(x, attn_mask, **options)
         N, tokens, _ = x.shape
         q, k, v = self.qkv(x).reshape(N, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k = self.q_norm(q), self.k_norm(k)
         with torch.autocast(x.device.type, enabled=False):
             weights = ((q * self.scale) @ k.transpose(-2, -1)).softmax(dim=-1)
             x = (self.attn_drop(weights) @ v).transpose(1, 2).reshape(N, tokens, -1)
-        return self.proj(x)
+        return self.proj_drop(self.proj(x))
 
 
 class PatchLoss(nn.Module):

@@ -10,6 +10,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image, ImageSequence
 from sklearn.datasets import load_sample_images
 
@@ -257,8 +258,9 @@ def test_the_decoders_agree_on_every_damage(tmp_path, capfd, options):
                 found.append(array(decoder(path, 3)).tolist())
             except UnreadableImage as error:
                 found.append(error.reason)
-        if options.get("progressive") and isinstance(found[0], list) and isinstance(found[1], list):
-            # Where coefficients are missing, releases of libjpeg smooth differently.
+        older = tuple(int(n) for n in torchvision.__version__.split(".")[:2]) < (0, 29)
+        if older and options.get("progressive") and isinstance(found[0], list) and isinstance(found[1], list):
+            # Where coefficients are missing, the libjpeg of torchvision 0.26 smooths otherwise than Pillow's.
             assert np.abs(np.subtract(*found)).mean() < 2
         else:
             assert found[0] == found[1]

@@ -31,15 +31,15 @@ def native_bf16(device: torch.device) -> tuple[bool, str]:
     return False, f"bf16 is not chosen by itself on {device.type}"
 
 
-SHORT = 32  # patches up to which plain products in float32 are the faster ones on a CPU
+SHORT = 32  # patches up to which a CPU takes plain products in float32 too; of longer sequences they keep large weights
 
 
 def choose_attention(model: nn.Module, device: torch.device, amp: torch.dtype | None) -> None:
     """Choose between torch's fused attention kernel and plain matrix products by what benchmarks.attention measured.
 
-    Accelerators have a fast fused kernel. On CPUs it is the slower one in bf16, by 2 to 10 times, and in float32 for short
-    sequences. A rule and no timing at the start of a run, because the two differ in rounding: a run that is continued must go
-    on with the same numbers.
+    Accelerators have a fast fused kernel. On CPUs it is the slower one in bf16, and in float32 for short sequences. A rule and
+    no timing at the start of a run, because the two differ in rounding: a run that is continued must go on with the same
+    numbers.
     """
     height, width = model.patch_embed.grid_size
     fused = device.type != "cpu" or (amp is None and height * width > SHORT)
