@@ -46,10 +46,8 @@ def train_one_epoch(criterion: nn.Module, loader, normalize, erase, targets: Tar
     network, device = stepper.network.train(), stepper.device
     for (images, labels), drawn, weight in micro_batches(loader, stepper, plan, schedule, epoch, seed, log_every, first_step,
                                                          after_step):
-        images = normalize(images.to(device, non_blocking=True))
-        labels = labels.to(device, non_blocking=True)
         with seeded(drawn, device), stepper.autocast():
-            images, soft = targets(erase(images), labels)
+            images, soft = targets(erase(normalize(images)), labels)
             outputs = network(images, return_features=True) if criterion.needs_features else (network(images),)
             loss = criterion(outputs[0], soft, *outputs[1:])
         stepper.backward(loss, weight)

@@ -17,7 +17,7 @@ def train_one_epoch(loader, normalize, stepper: Stepper, plan: StepPlan, schedul
     network, device = stepper.network.train(), stepper.device
     for (images, _), drawn, weight in micro_batches(loader, stepper, plan, schedule, epoch, seed, log_every, first_step,
                                                     after_step):
-        images = normalize(images.to(device, non_blocking=True))
+        images = normalize(images)
         with seeded(drawn, device), stepper.autocast():
             loss = network(images, mask_ratio, loss_only=True)
         stepper.backward(loss, weight)

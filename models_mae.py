@@ -13,6 +13,7 @@ from timm.models import checkpoint_seq
 from timm.models.vision_transformer import Block
 from torch import nn
 
+from util.piecewise import LONG, PiecewiseAttention
 from util.pos_embed import sincos_2d
 
 # name: (patch size, width, depth, heads); MAE's names, and the ViT sizes of Dosovitskiy et al. and Touvron et al.
@@ -94,13 +95,23 @@ class Attention(timm.layers.Attention):
     def forward(self, x: torch.Tensor, attn_mask: torch.Tensor | None = None, **options) -> torch.Tensor:
         if self.fused_attn or attn_mask is not None or any(options.values()):
             return super().forward(x, attn_mask, **options)
-        N, tokens, _ = x.shape
-        q, k, v = self.qkv(x).reshape(N, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        q, k = self.q_norm(q), self.k_norm(k)
-        with torch.autocast(x.device.type, enabled=False):
-            weights = ((q * self.scale) @ k.transpose(-2, -1)).softmax(dim=-1)
-            x = (self.attn_drop(weights) @ v).transpose(1, 2).reshape(N, tokens, -1)
+        qkv = self.qkv(x)
+        x = PiecewiseAttention.apply(qkv, self.num_heads) if self.in_pieces(qkv) else self.in_one(qkv)
         return self.proj_drop(self.proj(x))
+
+    def in_pieces(self, qkv: torch.Tensor) -> bool:
+        """Whether these weights are better not kept for a backward pass; torch.compile has its own ways."""
+        plain = isinstance(self.q_norm, nn.Identity) and isinstance(self.k_norm, nn.Identity) and not self.attn_drop.p
+        return plain and qkv.requires_grad and qkv.shape[1] >= LONG and not torch.compiler.is_compiling()
+
+    def in_one(self, qkv: torch.Tensor) -> torch.Tensor:
+        """(N, T, 3 D) -> (N, T, D)."""
+        N, tokens, _ = qkv.shape
+        q, k, v = qkv.reshape(N, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k = self.q_norm(q), self.k_norm(k)
+        with torch.autocast(qkv.device.type, enabled=False):
+            weights = ((q * self.scale) @ k.transpose(-2, -1)).softmax(dim=-1)
+            return (self.attn_drop(weights) @ v).transpose(1, 2).reshape(N, tokens, -1)
 
 
 class PatchLoss(nn.Module):

@@ -19,7 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import torch
 
-from benchmarks.step_cases import OTHERS, SIZES, contestants, draw, step_flops
+from benchmarks.step_cases import CHECKPOINTED, COMPILED, OTHERS, SIZES, contestants, draw, step_flops
 
 TYPES = {"bf16": torch.bfloat16, "fp32": None}
 COLUMNS = f"{'size':10}{'stage':>6}{'type':>6}{'batch':>6}  {'':15}{'images/s':>10}{'ratio':>7}{'of peak':>9}{'GiB':>8}"
@@ -47,7 +47,7 @@ def matmul_peak(device: torch.device, amp) -> float:
 def largest_batch(size, stage: int, device: torch.device, amp) -> int:
     """The largest power of two, from 64 on, that a step of every contestant has memory for."""
     batch = 64
-    while all(fits(build, size, device, amp, 2 * batch) for build in contestants(stage, False).values()):
+    while all(fits(contestants(stage)[who], size, device, amp, 2 * batch) for who in (OTHERS[stage], "ours")):
         batch *= 2
     return batch
 
@@ -80,17 +80,24 @@ def host_memory(name: str, stage: int, who: str, word: str, batch: int) -> int:
     before = resident("VmRSS")
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # forget the highest reading so far
-    step = contestants(stage, "compiled" in who)[who](SIZES[name], torch.device("cpu"), TYPES[word])
+    step = contestants(stage)[who](SIZES[name], torch.device("cpu"), TYPES[word])
     data = draw(SIZES[name], batch, torch.device("cpu"))
     for _ in range(3):
         step(*data)
     return resident("VmHWM") - before
 
 
-def build_all(name: str, stage: int, device: torch.device, word: str, batch: int, compiled: bool) -> tuple[dict, dict, tuple]:
-    """Every contestant's step and the most memory that it needs, weights and moments included; and the data."""
+def in_own_process(function: Callable, *arguments):
+    """Its result in a process that ends with it."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+        return alone.submit(function, *arguments).result()
+
+
+def build_all(name: str, stage: int, device: torch.device, word: str, batch: int, who_else: list) -> tuple[dict, dict, tuple]:
+    """Each one's step and the most memory that it needs, weights and moments included; and the data."""
     data, steps, memory = draw(SIZES[name], batch, device), {}, {}
-    for who, build in contestants(stage, compiled).items():
+    for who in (OTHERS[stage], "ours", *who_else):
+        build = contestants(stage)[who]
         if device.type == "cuda":
             before = torch.cuda.memory_allocated(device)
             torch.cuda.reset_peak_memory_stats(device)
@@ -100,8 +107,8 @@ def build_all(name: str, stage: int, device: torch.device, word: str, batch: int
                 steps[who](*data)
             memory[who] = torch.cuda.max_memory_allocated(device) - before
         else:
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
-                memory[who] = alone.submit(host_memory, name, stage, who, word, batch).result()
+            # One reading differs from the next by some 5 %, by where the allocator puts things.
+            memory[who] = statistics.median(in_own_process(host_memory, name, stage, who, word, batch) for _ in range(3))
     return steps, memory, data
 
 
@@ -111,7 +118,8 @@ def compare(name: str, stage: int, word: str, device: torch.device, args) -> Non
     batch = args.batch_size or (size.gpu_batch if device.type == "cuda" else size.cpu_batch)
     if args.largest:
         batch = largest_batch(size, stage, device, TYPES[word])
-    steps, memory, data = build_all(name, stage, device, word, batch, args.compile)
+    steps, memory, data = build_all(name, stage, device, word, batch,
+                                    [COMPILED] * args.compile + [CHECKPOINTED] * args.grad_checkpointing)
     peak, times = matmul_peak(device, TYPES[word]), {who: [] for who in steps}
     for index in range(args.rounds + args.warmup):
         for who, step in steps.items():
@@ -136,6 +144,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch_size", type=int, help="by default one for each size and kind of device")
     parser.add_argument("--largest", action="store_true", help="on a GPU: the largest batch that all have memory for")
     parser.add_argument("--compile", action="store_true", help="time this project's compiled step too")
+    parser.add_argument("--grad_checkpointing", action="store_true", help="and what recomputing the blocks' activations costs")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--warmup", type=int, default=3, help="rounds that do not count")
     return parser

@@ -15,6 +15,7 @@ from util.precision import choose_attention, compile_blocks
 from util.steps import Stepper, build_optimizer
 
 CLASSES, MASK_RATIO = 1000, 0.75
+COMPILED, CHECKPOINTED = "ours, compiled", "ours, recomputed"
 OTHERS = {1: "transformers", 2: "timm"}
 
 
@@ -46,7 +47,7 @@ class Size:
 SIZES = {
     "demo": Size("tiny_patch16", 28, 7, 64, 64, 96, 4, 3, (64, 2, 4), 1),
     "tiny_32": Size("tiny_patch16", 32, 4, 16, 1024),
-    "base_224": Size("base_patch16", 224, 16, 4, 256),
+    "base_224": Size("base_patch16", 224, 16, 8, 256),
     "large_224": Size("large_patch16", 224, 16, 2, 256),
 }
 
@@ -71,8 +72,8 @@ def step_flops(size: Size, stage: int) -> int:
                 + layers * block_flops(L + 1, width) + 2 * (L - kept) * width * pixels)
 
 
-def our_step(size: Size, stage: int, device: torch.device, amp, compiled: bool) -> Callable:
-    """This project's step."""
+def our_step(size: Size, stage: int, device: torch.device, amp, compiled: bool = False, checkpointed: bool = False) -> Callable:
+    """This project's step, with --compile and --grad_checkpointing or without."""
     torch.manual_seed(0)
     if stage == 1:
         model = build_mae(f"mae_vit_{size.model}", **size.shape, **size.decoder_shape, norm_pix_loss=True)
@@ -81,6 +82,7 @@ def our_step(size: Size, stage: int, device: torch.device, amp, compiled: bool) 
         criterion = build_loss("bal_bce", [1280 - k for k in range(CLASSES)]).to(device)
     choose_attention(model, device, amp)
     model = model.to(device).train()
+    model.set_grad_checkpointing(checkpointed)
     if compiled:
         compile_blocks(model)
     stepper = Stepper(model, build_optimizer(param_groups(model, 0.05), 1e-4, (0.9, 0.95)), device, amp)
@@ -134,12 +136,12 @@ def timm_vit(size: Size, device: torch.device, amp) -> Callable:
     return step
 
 
-def contestants(stage: int, compiled: bool) -> dict[str, Callable]:
+def contestants(stage: int) -> dict[str, Callable]:
     """{name: (size, device, amp) -> step(images, targets)}; the first is the other's, which ratios are taken to."""
-    builders = {OTHERS[stage]: vit_mae if stage == 1 else timm_vit,
-                "ours": lambda size, device, amp: our_step(size, stage, device, amp, False),
-                "ours, compiled": lambda size, device, amp: our_step(size, stage, device, amp, True)}
-    return builders if compiled else dict(list(builders.items())[:2])
+    return {OTHERS[stage]: vit_mae if stage == 1 else timm_vit,
+            "ours": lambda size, device, amp: our_step(size, stage, device, amp),
+            COMPILED: lambda size, device, amp: our_step(size, stage, device, amp, compiled=True),
+            CHECKPOINTED: lambda size, device, amp: our_step(size, stage, device, amp, checkpointed=True)}
 
 
 def draw(size: Size, batch: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

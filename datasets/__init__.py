@@ -44,6 +44,8 @@ DATASETS = {
 }
 # Sets that come balanced, or may be: `--imb_factor` draws a long tail out of their training images.
 FACTORS = {"cifar10_lt": 100.0, "cifar100_lt": 100.0, "folder": None, "list": None}
+# Sets that are read into memory as a whole, so that loading needs no workers.
+IN_MEMORY = {"embedded", "cifar10_lt", "cifar100_lt"}
 # Sets whose files hold their statistics: the record is None where no flag gives others.
 OWN_STATISTICS = {"shards"}
 

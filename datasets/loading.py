@@ -18,6 +18,7 @@ from util import signals
 from util.seed import derive_seed, keep_random_state, seed_everything
 
 LOADERS = ("fast", "pil")
+MOST_WORKERS = 10  # of a process, unless asked
 
 
 class EpochBatches(Sampler):
@@ -106,11 +107,11 @@ def one_thread(_worker: int) -> None:
 
 
 def worker_count(images: ImageSet, num_workers: int | None) -> int:
-    """--num_workers, or by default none for images in memory, else one a usable core, up to 10."""
+    """--num_workers, or by default none for images in memory, else one a usable core, up to MOST_WORKERS."""
     if num_workers is not None:
         return num_workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 0 if images.in_memory else min(10, cores)
+    return 0 if images.in_memory else min(MOST_WORKERS, cores)
 
 
 def train_loader(images: ImageSet, size: tuple[int, int], batch_size: int, seed: int, crop: str = "rrc",

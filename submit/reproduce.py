@@ -205,8 +205,7 @@ def hand_in(group: list[Job], args, places: dict[str, str], out: Path, batch: in
     jobs = [(StageJob(job.run.stage, slurm.absolute(words_of(job, args, places))), out / job.folder) for job in group]
     start = group[0].after
     after = [ids[start.hash]] if start and start.hash in ids else []
-    workers = 10 if group[0].parse().num_workers is None else group[0].parse().num_workers
-    workers = args.num_workers if args.num_workers is not None else workers
+    workers = args.num_workers if args.num_workers is not None else max(slurm.workers_of(job.parse()) for job in group)
     asked = argparse.Namespace(**{**vars(args), "stage": group[0].run.stage, "after": [*args.after, *after]})
     settings = slurm.parameters(asked, workers)
     folder = out.resolve() / "jobs" / f"{datetime.datetime.now():%Y%m%d-%H%M%S-%f}-{batch}"

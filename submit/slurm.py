@@ -22,6 +22,8 @@ import submitit
 from submitit.local.local import LocalExecutor
 from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
+from datasets import IN_MEMORY
+from datasets.loading import MOST_WORKERS
 from datasets.shards import is_url
 from submit import snapshot, sweep
 from submit.jobs import StageJob
@@ -117,6 +119,13 @@ def parameters(args, workers: int) -> dict:
     return {name: value for name, value in found.items() if value is not None}
 
 
+def workers_of(stage_args) -> int:
+    """Loader workers that a process of this run starts, given the cores; each wants one, and the process itself another."""
+    if stage_args.num_workers is not None:
+        return stage_args.num_workers
+    return 0 if stage_args.dataset in IN_MEMORY else MOST_WORKERS
+
+
 def array_limit() -> int:
     """Most jobs that the cluster takes in one array."""
     text = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True).stdout
@@ -193,9 +202,7 @@ def message_of(error: Exception) -> str:
 def main(args) -> list[str]:
     """Submit; returns the jobs' ids."""
     jobs = build_jobs(args)
-    _, stage_args = jobs[0][0].parse()
-    workers = 10 if stage_args.num_workers is None else stage_args.num_workers
-    settings = parameters(args, workers)
+    settings = parameters(args, max(workers_of(job.parse()[1]) for job, _ in jobs))
     root = Path(os.path.commonpath([folder for _, folder in jobs]))
     if args.dry_run:
         size = {"map_count": len(jobs)} if len(jobs) > 1 else {}

@@ -16,7 +16,7 @@ import torch
 from tests.processes import Processes
 from util.checkpoint import load_checkpoint
 
-TIMES = ("seconds", "images_per_second", "data_wait")
+TIMES = ("seconds", "images_per_second", "data_wait", "host_memory_bytes")
 SMALL = ["--dataset", "embedded", "--input_size", 28, "--patch_size", 7, "--embed_dim", 32, "--depth", 2, "--num_heads", 2,
          "--device", "cpu", "--amp", "off", "--num_workers", 0, "--batch_size", 64, "--lr", "1e-3", "--warmup_epochs", 1]
 STAGES = {

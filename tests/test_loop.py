@@ -1,12 +1,14 @@
 """The loop over micro-batches: which rate, weight and seed each gets, with a stub for loader and optimiser."""
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from util.loop import micro_batches
+from util.loop import host_memory, micro_batches, on_device
 from util.lr import Schedule
+from util.run import log_line
 from util.seed import derive_seed
 from util.steps import Clock, StepPlan
 
@@ -33,7 +35,7 @@ class StubStepper:
     def __init__(self):
         self.optimizer = SimpleNamespace(param_groups=[{"lr": None, "lr_scale": 0.5}, {"lr": None}])
         self.steps, self.reads, self.started, self.clock = [], [], 0, Clock()
-        self.meetings, self.max_bad_steps = [], 20
+        self.meetings, self.max_bad_steps, self.device = [], 20, torch.device("cpu")
 
     def gradients_meet(self, last):
         self.meetings.append(last)
@@ -97,3 +99,38 @@ def test_a_long_epoch_tells_where_it_is(monkeypatch, capsys):
     first, second = lines(0)
     assert first.startswith("epoch 2, step 1, lr ") and first.endswith("of 4 steps: mean loss so far 0.2500")
     assert second.startswith("epoch 2, step 3")
+
+
+def test_batches_come_to_the_device():
+    batches = [(torch.arange(3.0), torch.arange(3)), (torch.arange(1.0), torch.arange(1))]
+    assert [[(part.device.type, len(part)) for part in batch] for batch in on_device(batches, torch.device("meta"))] \
+        == [[("meta", 3)] * 2, [("meta", 1)] * 2]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="copies beside the computation need a CUDA device")
+def test_copies_beside_the_computation_bring_every_batch_whole():
+    device, sums = torch.device("cuda"), []
+    batches = [torch.full((8, 2 ** 20), float(index)).pin_memory() for index in range(40)]
+    weight = torch.rand(4096, 4096, device=device)
+    for images, in on_device(([batch] for batch in batches), device):
+        weight = (weight @ weight).clamp(0, 1)  # the copies overtake this
+        sums.append(images.double().mean() + 0 * weight[0, 0])
+    assert torch.stack(sums).tolist() == list(range(40))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux alone says in a file what a process has resident")
+def test_the_memory_that_the_record_has_is_this_process_s():
+    before = host_memory()
+    large = torch.ones(2 ** 27, dtype=torch.uint8)
+    with open("/proc/self/status") as status:
+        resident = next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    assert before <= host_memory() and abs(host_memory() - resident) < 2 ** 25 and large.all()
+
+
+def test_the_printed_line_of_an_epoch():
+    record = {"epoch": 3, "train_loss": 0.5, "lr": 1e-3, "grad_norm": 0.2, "images_per_second": 3000.0, "data_wait": 0.0123,
+              "device_memory_bytes": None, "host_memory_bytes": 2 ** 30, "skipped_steps": 0}
+    line = "epoch   3  loss 0.5000  lr 1.00e-03  grad 0.20  3000 images/s, 1.2% waiting for data"
+    assert log_line(record) == line + ", 1.0 GiB"
+    assert log_line({**record, "device_memory_bytes": 2 ** 31}) == line + ", 2.0 GiB"
+    assert log_line({**record, "host_memory_bytes": None, "skipped_steps": 2}) == line + "  2 steps skipped, not finite"

@@ -27,7 +27,7 @@ def cut_after(monkeypatch):
     return arrange
 
 
-TIMES = ("seconds", "images_per_second", "data_wait")
+TIMES = ("seconds", "images_per_second", "data_wait", "host_memory_bytes")
 
 
 def same_runs(one, other):

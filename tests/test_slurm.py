@@ -26,6 +26,14 @@ def test_the_script_is_that_of_the_golden_file(capsys):
     assert capsys.readouterr().out == GOLDEN.read_text()
 
 
+@pytest.mark.parametrize(("flags", "cpus"), [
+    (["--dataset", "embedded"], 1), (["--dataset", "cifar100_lt", "--data_path", "/data"], 1),
+    (["--dataset", "imagenet_lt", "--data_path", "/data"], 11), (["--dataset", "embedded", "--num_workers", 3], 4)])
+def test_a_process_asks_for_a_core_and_one_a_loader_worker(flags, cpus, capsys):
+    run("pretrain", "@recipes/embedded/pretrain.args", *flags, "--output_dir", "/runs/a", "--dry_run")
+    assert capsys.readouterr().out.count(f"--cpus-per-task={cpus}\n") == 1
+
+
 def test_points_of_a_sweep():
     assert sweep.points([]) == [{}]
     assert sweep.points(["tau=.5,1", "loss=ce,bce"]) == [

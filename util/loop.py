@@ -1,6 +1,7 @@
 """The loop over an epoch's micro-batches that both engines share."""
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
@@ -9,12 +10,18 @@ from util.run import progress, say
 from util.seed import derive_seed
 from util.steps import Stepper, StepPlan
 
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None
+
 LINE_SECONDS = 30  # an epoch of days tells where it is this often at most, so that a log file stays short
 
 
 def micro_batches(loader, stepper: Stepper, plan: StepPlan, schedule: Schedule, epoch: int, seed: int, log_every: int,
                   first_step: int = 0, after_step: Callable[[int], None] | None = None) -> Iterator[tuple[list, int, float]]:
-    """Yield (batch, seed, weight) for this process's micro-batches; the caller runs stepper.backward(loss, weight).
+    """Yield (batch on the device, seed, weight) for this process's micro-batches; the caller runs
+    stepper.backward(loss, weight).
 
     The seed is a function of (run's seed, step, place in the step): what is drawn for a micro-batch does not depend on
     what was drawn before, nor on which process it is drawn in. The learning rate is set at the start of a step, as MAE
@@ -27,7 +34,7 @@ def micro_batches(loader, stepper: Stepper, plan: StepPlan, schedule: Schedule, 
         stepper.start_epoch()
     told, parts = time.monotonic(), plan.micro_batches(first_step)
     loader.batch_sampler.set_epoch(epoch, [part.index for part in parts])
-    batches = iter(progress(loader, len(parts), f"epoch {epoch}"))
+    batches = on_device(progress(loader, len(parts), f"epoch {epoch}"), stepper.device)
     step = None
     for part in parts:
         asked = time.perf_counter()
@@ -52,6 +59,29 @@ def micro_batches(loader, stepper: Stepper, plan: StepPlan, schedule: Schedule, 
             after_step(step + 1)
 
 
+def on_device(batches: Iterable, device: torch.device) -> Iterator[list[torch.Tensor]]:
+    """Every batch's tensors on `device`; from pinned memory to a GPU they are copied beside what is still being computed."""
+    if device.type != "cuda":
+        yield from ([part.to(device) for part in batch] for batch in batches)
+        return
+    copies, compute = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    for batch in batches:
+        with torch.cuda.stream(copies):
+            moved = [part.to(device, non_blocking=True) for part in batch]
+        compute.wait_stream(copies)
+        for part in moved:
+            part.record_stream(compute)  # or the allocator would give its memory to the next copy
+        yield moved
+
+
+def host_memory() -> int | None:
+    """Most bytes that this process has ever had resident, its workers not counted; None where the system does not say."""
+    if resource is None:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if os.uname().sysname == "Darwin" else 1024 * peak
+
+
 def highest_lr(stepper: Stepper) -> float:
     """The rate of the group that learns fastest: the head's under layer decay."""
     return max(group["lr"] for group in stepper.optimizer.param_groups)
@@ -65,4 +95,4 @@ def epoch_record(stepper: Stepper, plan: StepPlan, epoch: int) -> dict:
     return {"epoch": epoch, **sums, "lr": highest_lr(stepper),
             "lr_lowest": min(group["lr"] for group in stepper.optimizer.param_groups), "seconds": round(seconds, 3),
             "images_per_second": round(plan.num_samples / seconds, 1), "data_wait": round(stepper.clock.waited / seconds, 4),
-            "device_memory_bytes": memory}
+            "device_memory_bytes": memory, "host_memory_bytes": host_memory()}

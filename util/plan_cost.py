@@ -1,5 +1,4 @@
 """What training costs on this device: seconds and bytes of steps that are made, and of images that are read."""
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -13,16 +12,12 @@ from datasets.loading import EvalImages, TrainImages, worker_count
 from datasets.transforms import eval_transform, train_transform
 from models_mae import build_mae
 from models_vit import build_vit
+from util.loop import host_memory
 from util.losses import build_loss
 from util.lr import param_groups
 from util.plan_recipe import Network
 from util.precision import choose_attention
 from util.steps import Stepper, build_optimizer
-
-try:
-    import resource
-except ImportError:  # no such thing on Windows
-    resource = None
 
 ENOUGH = 1.0  # seconds of steps that make a measurement
 ROUNDS = 3
@@ -176,7 +171,4 @@ def peak_memory(device: torch.device) -> int | None:
     """Bytes that were in use at most: of the GPU since `steps` began, or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if resource is None:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if os.uname().sysname == "Darwin" else 1024 * peak
+    return host_memory()
