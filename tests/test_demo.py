@@ -3,6 +3,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from submit import demo, pretraining_helps
 
@@ -42,3 +43,14 @@ def test_the_study_of_stage_1_compares_both_starts(tmp_path, capsys):
     assert {name: list(v) for name, v in result.items()} == {name: [1] for name in pretraining_helps.START}
     assert (tmp_path / "pretraining_helps.png").read_bytes()[:4] == b"\x89PNG"
     assert "from random weights" in capsys.readouterr().out
+
+
+def test_with_threads_for_both_the_losses_train_side_by_side(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    beside = demo.run_seed(0, tmp_path / "beside", 1, 1)
+    out = capfd.readouterr().out
+    assert "\nbce     | epoch   0" in out and "\nbal_bce | epoch   0" in out
+    assert out.count("| device cpu, 1 threads") == 2
+    for row, loss in demo.LOSSES.items():
+        record = json.loads((tmp_path / "beside" / loss / "metrics.json").read_text())
+        assert beside[row] == {name: record[name] for name in beside[row]} and record["num_samples"] == 5000

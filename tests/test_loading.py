@@ -1,4 +1,5 @@
 """Batches are functions of (seed, epoch, position), whatever the workers do and whoever else draws."""
+import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,16 @@ def test_the_fast_evaluation_shows_the_same_pictures(photographs):
                  for name in ("pil", "fast"))
     assert fast.shape == (8, 3, 128, 128) and fast.is_contiguous()
     assert 0 < (pil.float() - fast.float()).abs().mean((1, 2, 3)).max() < 0.3
+
+
+def test_a_worker_that_its_parent_ends_has_not_failed(pictures):
+    loader = train_loader(pictures, (16, 16), 8, 0, num_workers=1)
+    iterator = iter(loader)
+    next(iterator)
+    worker, = multiprocessing.active_children()
+    worker.terminate()  # what Python does at exit to those that are left; torch raises for any code but 0
+    worker.join(20)
+    assert worker.exitcode == 0
 
 
 def test_an_unknown_loader_is_refused(photographs):

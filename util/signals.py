@@ -23,6 +23,9 @@ class Stopped(Exception):
         super().__init__(message)
         self.signal = number
 
+    def __reduce__(self) -> tuple:
+        return Stopped, (str(self), self.signal)  # between processes too
+
 
 @contextlib.contextmanager
 def remembered():
@@ -102,4 +105,4 @@ def ignore() -> None:
 def _obey_parent(parent: int) -> None:
     while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
         pass
-    os._exit(128 + signal.SIGTERM)
+    os._exit(0)  # as torch's own workers do: it takes any other code for a worker that died
