@@ -2,7 +2,9 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.attention
 
-The two kernels take turns, step by step, on the embedded recipe's networks; medians of images a second and their ratio.
+The two kernels take turns, step by step, on the embedded recipe's networks; medians of images a second, and their ratio. On a
+CPU also one layer of the width and heads of MAE's decoder, forward and backward in bf16, over lengths: its weights kept for the
+backward pass, or made twice in pieces that stay in the cache (util/piecewise.py).
 """
 import argparse
 import statistics
@@ -10,7 +12,7 @@ import time
 
 import torch
 
-from models_mae import build_mae
+from models_mae import Attention, build_mae
 from models_vit import build_vit
 from util.losses import build_loss
 from util.lr import param_groups
@@ -45,8 +47,24 @@ def time_steps(model, forward, device, amp, batch: int, rounds: int) -> dict[boo
     return {fused: batch / statistics.median(times) for fused, times in seconds.items()}
 
 
+def time_layer(tokens: int, batch: int, rounds: int) -> tuple[float, float]:
+    """Milliseconds of one layer, its weights kept and in pieces."""
+    layer, x = Attention(512, 16, qkv_bias=True), torch.randn(batch, tokens, 512)
+    layer.fused_attn, milliseconds = False, {False: [], True: []}
+    for index in range(rounds + 5):
+        for in_pieces, times in milliseconds.items():
+            layer.in_pieces = lambda _, answer=in_pieces: answer
+            start = time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16):
+                out = layer(x)
+            out.sum().backward()
+            if index >= 5:
+                times.append(1e3 * (time.perf_counter() - start))
+    return tuple(statistics.median(times) for times in milliseconds.values())
+
+
 def main(args) -> None:
-    """Print one table."""
+    """Print the tables."""
     device, threads = torch.device("cuda" if torch.cuda.is_available() else "cpu"), torch.get_num_threads()
     print(f"{device.type}, {threads} threads, torch {torch.__version__}, batch {args.batch_size}; images a second")
     print(f"{'':24}{'fused':>8}{'plain':>8}{'plain / fused':>15}")
@@ -60,6 +78,11 @@ def main(args) -> None:
             speed = time_steps(model, forward, device, amp, args.batch_size, args.rounds)
             label = f"{name}, {'fp32' if amp is None else 'bf16'}"
             print(f"{label:24}{speed[True]:8.0f}{speed[False]:8.0f}{speed[False] / speed[True]:15.2f}")
+    if device.type == "cpu":
+        print(f"{'one layer, bf16, ms':24}{'kept':>8}{'pieces':>8}{'pieces / kept':>15}")
+        for tokens in (65, 128, 197, 577):
+            kept, pieces = time_layer(tokens, 16, args.rounds)
+            print(f"{tokens:<3} tokens{'':14}{kept:8.1f}{pieces:8.1f}{pieces / kept:15.2f}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ def plain(qkv):
     return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(N, tokens, -1)
 
 
-@pytest.fixture(params=[1, 2 * HEADS * 81 * 8, 10 ** 9], ids=["one image", "two images", "all images"])
+@pytest.fixture(params=[1, 2 * 81 * 8, 10 ** 9], ids=["one head", "two heads", "all heads"])
 def piece(request, monkeypatch):
     monkeypatch.setattr(piecewise, "PIECE", request.param)
 
