@@ -2,11 +2,12 @@
 import argparse
 import os
 import pickle
+import random
 
 import pytest
 import torch
 
-from util.checkpoint import KEYS, SaveError, load_checkpoint, replace_file, save_checkpoint
+from util.checkpoint import COMMENT, KEYS, DamagedCheckpoint, SaveError, load_checkpoint, replace_file, save_checkpoint
 
 
 def a_state(**changes):
@@ -97,6 +98,30 @@ def test_a_truncated_file_is_named_as_damaged(tmp_path, share):
     with pytest.raises(ValueError, match="last.pth is (damaged or no checkpoint|refused)") as error:
         load_checkpoint(path)
     assert "\n" not in str(error.value)
+
+
+def test_no_flipped_bit_passes_for_a_checkpoint(tmp_path):
+    path, draw = tmp_path / "last.pth", random.Random(0)
+    save_checkpoint(path, a_state())
+    data, whole = path.read_bytes(), load_checkpoint(path)
+    outside = range(data.index(b"PK\x01\x02"), len(data))  # the zip's directory, which its own sums do not cover
+    for place in [*outside, *(draw.randrange(len(data)) for _ in range(100))]:
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << draw.randrange(8)
+        path.write_bytes(flipped)
+        try:
+            state = load_checkpoint(path)
+        except DamagedCheckpoint:
+            continue
+        assert place >= len(data) - COMMENT and same(state, whole), place  # in the name of the sum: the rest is as it was
+
+
+def same(one, other):
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    return len(one) == len(other) and all(map(same, one, other)) if isinstance(one, list | tuple) else one == other
 
 
 def test_other_files_are_named_for_what_they_are(tmp_path):

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from util.log_line import log_line
 from util.loop import host_memory, micro_batches, on_device
 from util.lr import Schedule
-from util.run import log_line
 from util.seed import derive_seed
 from util.steps import Clock, StepPlan
 

@@ -133,3 +133,53 @@ def test_a_finished_run_gives_its_result_again_and_trains_nothing(finetune, tmp_
     log = (tmp_path / "run" / "log.jsonl").read_text()
     assert finetune(tmp_path / "run", "--epochs", 2) == first
     assert (tmp_path / "run" / "log.jsonl").read_text() == log
+
+
+def test_a_run_whose_checkpoints_were_removed_does_not_begin_again_in_silence(pretrain, tmp_path, cut_after, capsys):
+    patch = cut_after(2)
+    with pytest.raises(Cut):
+        pretrain(tmp_path / "run", *STAGE_1)
+    patch.undo()
+    log = (tmp_path / "run" / "log.jsonl").read_text()
+    for name in ("last.pth", "previous.pth"):
+        (tmp_path / "run" / name).unlink()
+    with pytest.raises(ValueError, match="has 2 epochs in its log.jsonl, and last.pth and previous.pth have been removed: put"):
+        pretrain(tmp_path / "run", *STAGE_1)
+    assert (tmp_path / "run" / "log.jsonl").read_text() == log
+    (tmp_path / "run" / "log.jsonl").write_text(log.splitlines(keepends=True)[0])
+    pretrain(tmp_path / "run", *STAGE_1)  # killed after the first line, before the save that follows it
+    assert "ended before its first checkpoint, after 1 epochs: it begins again" in capsys.readouterr().out
+
+
+def test_the_same_command_goes_on_though_it_says_resume(pretrain, tmp_path, cut_after):
+    for out, epochs, more in (("first", 1, []), ("second", 2, ["--resume", tmp_path / "first" / "last.pth"])):
+        patch = cut_after(epochs)
+        with pytest.raises(Cut):
+            pretrain(tmp_path / out, *STAGE_1, *more)
+        patch.undo()
+    assert pretrain(tmp_path / "second", *STAGE_1, *more)["epoch"] == 3
+    assert [json.loads(x)["epoch"] for x in (tmp_path / "second" / "log.jsonl").read_text().splitlines()] == [1, 2, 3]
+    with pytest.raises(ValueError, match="already holds a last.pth, so --resume .* would overwrite another run"):
+        pretrain(tmp_path / "second", *STAGE_1, "--resume", tmp_path / "first" / "previous.pth")
+
+
+def test_what_is_lost_of_the_record_is_told_and_the_run_goes_on(pretrain, tmp_path, cut_after, capsys):
+    patch = cut_after(2)
+    with pytest.raises(Cut):
+        pretrain(tmp_path / "run", *STAGE_1)
+    patch.undo()
+    (tmp_path / "run" / "args.json").write_text("")
+    log = tmp_path / "run" / "log.jsonl"
+    log.write_text(log.read_text().splitlines(keepends=True)[0])
+    patch = cut_after(3)
+    with pytest.raises(Cut):
+        pretrain(tmp_path / "run", *STAGE_1)
+    patch.undo()
+    out = capsys.readouterr().out
+    assert f"{log} has 1 of the 2 lines that the checkpoint has seen: the others are lost" in out
+    assert "args.json is missing or cannot be read: it is written as of now" in out
+    with open(log, "a") as file:
+        file.write('{"epoch": 3, "half": true}\n')
+    pretrain(tmp_path / "run", *STAGE_1)
+    assert [json.loads(line)["epoch"] for line in log.read_text().splitlines()] == [0, 2, 3]
+    assert json.loads((tmp_path / "run" / "args.json").read_text())["args"]["epochs"] == 4

@@ -106,6 +106,22 @@ def test_a_run_that_is_killed_after_it_went_back_does_not_go_back_again(pretrain
     assert "Going back, once" not in capsys.readouterr().out
 
 
+def test_a_run_does_not_end_well_on_steps_that_are_not_finite(pretrain, tmp_path, monkeypatch):
+    import util.steps
+    backward = util.steps.Stepper.backward
+
+    def poisoned(self, loss, weight):
+        backward(self, loss * float("nan") if self.total >= 5 else loss, weight)  # in the whole second epoch
+    monkeypatch.setattr(util.steps.Stepper, "backward", poisoned)
+    with pytest.raises(NonFiniteError, match="in 5 steps in a row .the last epoch, 1, has no other step") as caught:
+        pretrain(tmp_path / "run", *MAE, "--epochs", 2, "--batch_size", 9)
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    assert load_checkpoint(tmp_path / "run" / "last.pth")["progress"]["epoch"] == 1
+    path = tmp_path / "run" / "bad_step.txt"
+    assert f"all in {path}" in str(caught.value)
+    assert len(path.read_text().splitlines()) == 9 and all("\t" in line for line in path.read_text().splitlines())
+
+
 # --- a disk that refuses what comes after training ---
 
 def refuse_figures(monkeypatch):

@@ -4,15 +4,19 @@
     previous.pth  the one before it, which a run goes on from where the newest is damaged
 """
 import contextlib
+import hashlib
 import os
 import pickle
 import zipfile
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
 FORMAT = "livt-1"
+MARK = b"livt-sha"
+COMMENT = len(MARK) + 32  # bytes of the zip comment
 KEYS = ("format", "stage", "model", "optimizer", "scaler", "ema", "progress", "rng", "args", "class_counts",
         "class_names")
 
@@ -51,7 +55,7 @@ def save_checkpoint(path: Path | str, state: dict) -> None:
         raise AssertionError(f"checkpoint keys differ: {sorted(set(state) ^ set(KEYS))}")
     beside = path.with_name(f".{path.name}.part")
     try:
-        write_whole(beside, lambda file: torch.save(state, file))
+        write_whole(beside, lambda file: save_with_digest(state, file))
         if path.exists():
             os.replace(path, previous_of(path))
         os.replace(beside, path)
@@ -96,16 +100,62 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def check_bytes(path: Path) -> None:
-    """Compare every byte of a torch file with the CRC-32 sums that stand in it. DamagedCheckpoint for the first difference.
+class Digesting:
+    """A binary file that is only written to, and the SHA-256 of what went through it."""
 
-    torch.load itself does not look at them, and takes flipped bits for weights.
+    def __init__(self, file: BinaryIO):
+        self.file, self.sha256 = file, hashlib.sha256()
+
+    def write(self, data) -> int:
+        self.sha256.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def save_with_digest(state: dict, file: BinaryIO) -> None:
+    """torch.save, and the SHA-256 of the file as its zip comment, MARK and 32 bytes behind the comment's length."""
+    digesting = Digesting(file)
+    torch.save(state, digesting)
+    file.seek(-2, os.SEEK_END)  # the length, 0 so far
+    file.write(COMMENT.to_bytes(2, "little") + MARK + digesting.sha256.digest())
+
+
+def digest_agrees(path: Path) -> bool | None:
+    """Whether the file is what `save_with_digest` wrote, to the last bit; None where it carries no digest."""
+    tail = 2 + COMMENT
+    with open(path, "rb") as file:
+        if file.seek(0, os.SEEK_END) < tail:
+            return None
+        left = file.seek(-tail, os.SEEK_END)
+        length, mark, digest = file.read(2), file.read(len(MARK)), file.read()
+        if mark != MARK:
+            return None
+        file.seek(0)
+        sha256 = hashlib.sha256()
+        while left:
+            block = file.read(min(left, 2 ** 24))
+            sha256.update(block)
+            left -= len(block)
+    sha256.update(bytes(2))
+    return sha256.digest() == digest and length == COMMENT.to_bytes(2, "little")
+
+
+def check_bytes(path: Path) -> None:
+    """Compare every byte of a torch file with the SHA-256 at its end, or where others have written it with the CRC-32 sums in
+    it. DamagedCheckpoint for a difference.
+
+    torch.load itself looks at neither, and takes flipped bits for weights. The sums do not cover the zip's own directory.
     """
-    if not zipfile.is_zipfile(path):
-        return  # torch's reader says what it is
+    wrong = None
     try:
-        with zipfile.ZipFile(path) as file:
-            wrong = file.testzip()
+        agrees = digest_agrees(path)
+        if agrees is False:
+            wrong = "the SHA-256 at its end"
+        elif agrees is None and zipfile.is_zipfile(path):  # of anything else torch's reader says what it is
+            with zipfile.ZipFile(path) as file:
+                wrong = file.testzip()
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError) as error:
         wrong = str(error)
     if wrong:

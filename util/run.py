@@ -22,6 +22,7 @@ from tqdm import tqdm
 from datasets.skipping import SkipUnreadable
 from util.checkpoint import DamagedCheckpoint, load_checkpoint, previous_of, replace_file, writing
 from util.distributed import world
+from util.log_line import log_line
 from util.provenance import git_revision, slurm_job, versions
 
 RUN_FILES = ("args.json", "log.jsonl", "last.pth", "previous.pth", "metrics.json", "predictions.npz")
@@ -91,7 +92,7 @@ class RunFolder:
     def _find_start(self, stage: str, settings: dict, resume: str | None) -> tuple[Path | None, dict | None, str]:
         """(file, checkpoint, words), as this process sees the folder."""
         here = self.last.exists() or previous_of(self.last).exists()
-        if here and resume and Path(resume).resolve() != self.last.resolve():
+        if here and resume and not same_file(resume, self.last) and not same_file(resume, self._resumed_from()):
             raise ValueError(f"{self.path} already holds a last.pth, so --resume {resume} would overwrite another run: "
                              "give another --output_dir, or leave --resume out to continue the run that is there")
         source, state = self._newest(stage) if here else (resume and Path(resume), None)
@@ -112,6 +113,19 @@ class RunFolder:
                 raise ValueError(f"--resume {source} has all its {settings['epochs']} epochs behind it: nothing to continue")
         epoch, step = state["progress"]["epoch"], state["progress"]["step"]
         return source, state, f"continuing {source} after epoch {epoch}" + f" and {step} steps" * bool(step)
+
+    def _resumed_from(self) -> str | None:
+        """The --resume that this folder's run began with: the same command goes on with what is here."""
+        record = self._record()
+        return record["args"].get("resume") if record else None
+
+    def _record(self) -> dict | None:
+        """args.json, None where there is none that can be read."""
+        try:
+            record = json.loads((self.path / "args.json").read_text())
+            return record if isinstance(record["args"], dict) else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def _newest(self, stage: str) -> tuple[Path, dict]:
         """This folder's newest checkpoint that is whole, (path, state). A damaged last.pth is told of and put aside.
@@ -134,17 +148,21 @@ class RunFolder:
             return previous, state
 
     def _check_unfinished(self, settings: dict) -> None:
-        """Without a last.pth the folder may hold the beginning of this very run, and no other run."""
+        """Without a last.pth the folder may hold the beginning of this very run, before its first save, and no other run."""
         found = [name for name in RUN_FILES if (self.path / name).exists()]
         if not found:
             return
-        try:
-            different = settings_difference(settings, json.loads((self.path / "args.json").read_text())["args"])
-        except (OSError, ValueError, KeyError):
-            different = ["no readable args.json"]
+        record = self._record()
+        different = settings_difference(settings, record["args"]) if record else ["no readable args.json"]
         if different or "metrics.json" in found:
             raise ValueError(f"{self.path} holds another run ({', '.join(found)}) and no last.pth to continue "
                              f"({'; '.join(different)}): give another --output_dir")
+        lines = len((self.path / "log.jsonl").read_text().splitlines()) if "log.jsonl" in found else 0
+        if lines > record["args"].get("save_every", 1):
+            raise ValueError(f"{self.path} has {lines} epochs in its log.jsonl, and last.pth and previous.pth have been "
+                             "removed: put one back, or to begin again give another --output_dir")
+        if lines:
+            say(f"note: {self.path} holds a run that ended before its first checkpoint, after {lines} epochs: it begins again")
 
     def check_empty(self) -> None:
         """Raise ValueError where the folder holds a run already."""
@@ -170,9 +188,11 @@ class RunFolder:
         self.figures.mkdir(exist_ok=True)
         record = {"args": settings, **derived, "git": git_revision(), "versions": versions(),
                   "slurm_job": slurm_job(), "continued": []}
-        if log_lines and (self.path / "args.json").exists():
+        begun = self._record()
+        if log_lines and begun is None:
+            say(f"warning: {self.path / 'args.json'} is missing or cannot be read: it is written as of now")
+        if log_lines and begun:
             # What the run began with stays; a continuation stands behind it, and a finished run has none.
-            begun = json.loads((self.path / "args.json").read_text())
             names = ("git", "versions", "device", "processes", "slurm_job")
             now = {"after_epochs": epoch, **{key: record[key] for key in names if key in record}}
             begun["continued"] += [now] * (epoch < settings["epochs"])
@@ -185,8 +205,11 @@ class RunFolder:
         if not world().first:
             return
         self.close()
-        log, self._first_epoch, self.lines = self.path / "log.jsonl", epoch, lines
+        log, self._first_epoch = self.path / "log.jsonl", epoch
         kept = log.read_text().splitlines(keepends=True)[:lines] if log.exists() else []
+        if len(kept) < lines:
+            say(f"warning: {log} has {len(kept)} of the {lines} lines that the checkpoint has seen: the others are lost")
+        self.lines = len(kept)
         write_file(log, lambda file: file.write("".join(kept).encode()))
 
     @property
@@ -263,22 +286,3 @@ class RunFolder:
         if self._tensorboard is not None:
             self._tensorboard.close()
             self._tensorboard = None
-
-
-def log_line(record: dict) -> str:
-    """One readable line for one object of log.jsonl; memory is the device's, on a CPU the process's."""
-    def number(value, form):
-        return "-" if value is None else format(value, form)
-
-    line = (f"epoch {record['epoch']:>3}  loss {number(record['train_loss'], '.4f')}  lr {record['lr']:.2e}  "
-            f"grad {number(record['grad_norm'], '.2f')}  {record['images_per_second']:.0f} images/s, "
-            f"{record['data_wait']:.1%} waiting for data")
-    memory = record["device_memory_bytes"] or record["host_memory_bytes"]
-    if memory:
-        line += f", {memory / 2**30:.1f} GiB"
-    if record["skipped_steps"]:
-        line += f"  {record['skipped_steps']} steps skipped, not finite"
-    if "eval" in record:
-        line += "  | " + "  ".join(f"{key} {number(record['eval'][key], '.1f')}" for key in
-                                   ("overall", "many", "medium", "few"))
-    return line

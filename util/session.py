@@ -9,11 +9,12 @@ from util import signals
 from util.checkpoint import load_checkpoint, previous_of, save_checkpoint
 from util.distributed import World
 from util.lr import Schedule
-from util.run import RunFolder, say
+from util.run import RunFolder, say, write_file
 from util.seed import rng_state, set_rng_state
 from util.steps import NonFiniteError, Stepper, StepPlan
 
 NAMED_SAMPLES = 8  # of a bad step, in the message
+BAD_STEP = "bad_step.txt"  # index, tab, id of all of them
 
 
 @dataclass
@@ -94,6 +95,8 @@ class Session:
         while self.epoch < epochs:
             try:
                 record = train_epoch(self.epoch, self.step, self.after_step)
+                if self.epoch + 1 == epochs and record["train_loss"] is None:
+                    raise self.stepper.non_finite(f"the last epoch, {self.epoch}, has no other step")
                 self.step = self.plan.steps_per_epoch
             except NonFiniteError as error:
                 self.go_back(error)
@@ -153,4 +156,11 @@ class Session:
         first = step * self.plan.effective_batch_size
         indices = np.asarray(self.batches.order(epoch))[first:first + self.plan.samples(step)]
         shown = ", ".join(f"{index} ({printable(str(self.images.ids[index]))})" for index in indices[:NAMED_SAMPLES].tolist())
-        return f"{len(indices)} images, by index {shown}{', ...' * (len(indices) > NAMED_SAMPLES)}"
+        more = ""
+        if len(indices) > NAMED_SAMPLES:
+            path = self.run.path / BAD_STEP
+            more = f", ... (all in {path})"
+            if self.world.first:
+                lines = "".join(f"{index}\t{printable(str(self.images.ids[index]))}\n" for index in indices.tolist())
+                write_file(path, lambda file: file.write(lines.encode()))
+        return f"{len(indices)} images, by index {shown}{more}"

@@ -233,12 +233,16 @@ class Stepper:
         """
         sums = self._values()
         if sums["longest_bad"] >= self.max_bad_steps:
-            raise NonFiniteError(
-                f"loss or gradient was not finite in {int(sums['longest_bad'])} steps in a row ({where}, gradient norm "
-                f"{self.bad_norm.item():g})", int(self.row_began.item()))
+            raise self.non_finite(where, int(sums["longest_bad"]))
         return {"train_loss": sums["loss"] / sums["samples"] if sums["samples"] else None,
                 "grad_norm": sums["grad_norm"] / sums["good"] if sums["good"] else None,
                 "skipped_steps": int(sums["bad"])}
+
+    def non_finite(self, where: str, steps: int | None = None) -> NonFiniteError:
+        """The error of a row of bad steps, by default the one that is going on."""
+        steps = int(self.bad_in_row.item()) if steps is None else steps
+        return NonFiniteError(f"loss or gradient was not finite in {steps} steps in a row ({where}, gradient norm "
+                              f"{self.bad_norm.item():g})", int(self.row_began.item()))
 
     def _values(self) -> dict[str, float]:
         """The sums of the epoch on the host."""
