@@ -6,6 +6,7 @@
     metrics.json    the result of the last epoch
     predictions.npz logits, labels and sample ids of the evaluation (stage 2)
     bad_images.txt  id, tab, reason of every training image that --skip_bad_images has replaced
+    bad_step.txt    index, tab, id of the images with which a row of steps that were not finite began
     figures/*.png   and TensorBoard's event files
 """
 import json
