@@ -15,6 +15,7 @@ from datasets.longtail import longtail_counts, longtail_counts_of
 from datasets.records import OFFICIAL_SIZES, official_counts
 from util.args import PROJECT, Parser
 from util.args_finetune import with_loss_defaults
+from util.predictions import read_json
 from util.run import MAY_CHANGE
 
 STAGES = {"pretrain": main_pretrain, "finetune": main_finetune}
@@ -155,6 +156,17 @@ class Job:
     def hash(self) -> str:
         """SHA-256 over the settings that decide the result."""
         return hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest()
+
+    def finished(self, out: Path) -> bool:
+        """Whether its run below `out` has its result, and did not begin before the run that it starts from had ended."""
+        return (out / self.folder / "metrics.json").is_file() and not self.too_early(out)
+
+    def too_early(self, out: Path) -> list[int] | None:
+        """[epochs behind the weights that its run below `out` started from, all of theirs] where the first are fewer."""
+        path = out / self.folder / "args.json"
+        # Earlier versions have not kept it, and stage 1 starts from nothing.
+        epochs = read_json(path).get("finetune_epochs") if self.after and path.is_file() else None
+        return epochs if epochs and epochs[0] < epochs[1] else None
 
     def parse(self) -> Namespace:
         """The stage's flags of it, without paths."""

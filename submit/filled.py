@@ -47,8 +47,8 @@ class Results:
 
     def folders(self, run: Run) -> dict[int, Path]:
         """{seed: folder} of a run's finished jobs."""
-        places = {seed: self.out / Job(run, seed).folder for seed in self.seeds}
-        return {seed: place for seed, place in places.items() if (place / "metrics.json").is_file()}
+        jobs = {seed: Job(run, seed) for seed in self.seeds}
+        return {seed: self.out / job.folder for seed, job in jobs.items() if job.finished(self.out)}
 
     def metrics(self, run: Run) -> list[dict]:
         """metrics.json of a run's finished jobs, seed by seed."""

@@ -170,7 +170,8 @@ class RunFolder:
         self.figures.mkdir(exist_ok=True)
         record = {"args": settings, **derived, "git": git_revision(), "versions": versions(),
                   "slurm_job": slurm_job(), "continued": []}
-        if log_lines and (self.path / "args.json").exists():
+        continued = self.last.exists() or previous_of(self.last).exists()
+        if continued and (self.path / "args.json").exists():
             # What the run began with stays; a continuation stands behind it, and a finished run has none.
             begun = json.loads((self.path / "args.json").read_text())
             names = ("git", "versions", "device", "processes", "slurm_job")
