@@ -20,7 +20,7 @@ from submit import cost, reproduce_report, slurm, stand_ins, studies, studies_sm
 from submit.experiment import DATA, NEEDS_NO_PATH, Figure, Job, Run, Table, jobs_of
 from submit.jobs import StageJob
 from submit.reproduce_commands import commands, words_of
-from util.args import Parser, run_command
+from util.args import PROJECT, Parser, run_command
 from util.checkpoint import replace_file
 from util.run import say
 
@@ -180,7 +180,8 @@ def hand_in(group: list[Job], args, places: dict[str, str], out: Path, batch: in
             ids: dict[str, str]) -> set[str]:
     """Submit one array, which is written into handed and ids, or run its jobs here. Returns the hashes of those that failed
     here."""
-    jobs = [(StageJob(job.run.stage, slurm.absolute(words_of(job, args, places))), out / job.folder) for job in group]
+    words = [slurm.absolute(job.run.stage, words_of(job, args, places, f"{PROJECT}/")) for job in group]
+    jobs = [(StageJob(job.run.stage, argv), out / job.folder) for job, argv in zip(group, words, strict=True)]
     start = group[0].after
     after = [ids[start.hash]] if start and start.hash in ids else []
     workers = args.num_workers if args.num_workers is not None else max(slurm.workers_of(job.parse()) for job in group)

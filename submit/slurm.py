@@ -12,6 +12,7 @@ import datetime
 import getpass
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -26,8 +27,8 @@ from datasets import IN_MEMORY
 from datasets.loading import MOST_WORKERS
 from datasets.shards import is_url
 from submit import snapshot, sweep
-from submit.jobs import StageJob
-from util.args import PROJECT, Parser, run_command
+from submit.jobs import StageJob, stage_parser
+from util.args import Parser, run_command
 from util.run import say
 
 PATH_FLAGS = ("--output_dir", "--data_path", "--finetune", "--resume", "--test_prior")
@@ -75,33 +76,43 @@ def get_args_parser() -> Parser:
     return parser
 
 
-def absolute(argv: list[str]) -> list[str]:
-    """The stage's flags with paths that do not depend on the current folder; recipes within the project stay relative."""
-    found = []
-    for i, word in enumerate(argv):
-        if i and argv[i - 1] in PATH_FLAGS and not is_url(word) and word not in ("uniform", "none"):
-            word = os.path.abspath(word)
-        elif word.startswith("@"):
-            path = Path(word[1:]).resolve()
-            word = f"@{path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path}"
-        found.append(word)
+def absolute(stage: str, argv: list[str]) -> list[str]:
+    """The stage's flags as they mean the same in any folder and at any time: what recipes say instead of their names, and
+    paths from the root. ValueError for an empty path."""
+    found, flag = [], ""
+    for word in stage_parser(stage).expanded(argv):
+        name, equals, value = word.partition("=")
+        if equals and name in PATH_FLAGS:
+            found += [name, rooted(name, value)]
+        else:
+            found.append(rooted(flag, word) if flag in PATH_FLAGS and not word.startswith("--") else word)
+        flag = word
     return found
+
+
+def rooted(flag: str, value: str) -> str:
+    """A flag's path from the root; what is no path as it is."""
+    if not value:
+        raise ValueError(f"{flag} is empty (an unset variable?): name a file or folder, or leave the flag out")
+    return value if is_url(value) or value in ("uniform", "none") else os.path.abspath(value)
 
 
 def build_jobs(args) -> list[tuple[StageJob, Path]]:
     """One (job, output folder) for each point of the sweep. ValueError where two of them would share a folder."""
-    argv = absolute(args.others)
-    if "--output_dir" not in argv:
+    argv = absolute(args.stage, args.others)
+    out = StageJob(args.stage, argv).parse()[1].output_dir  # a mistake is told now, not by the cluster tomorrow
+    if out is None:
         raise ValueError("--output_dir is missing: the runs and what the cluster says about them go there")
-    out = Path(argv[argv.index("--output_dir") + 1])
-    jobs = []
+    jobs: dict[Path, StageJob] = {}
     for point in sweep.points(args.array):
-        folder = out / sweep.folder_of(point) if point else out
-        job = StageJob(args.stage, [*argv, *sweep.flags_of(point), "--output_dir", str(folder)])
-        with chdir(PROJECT):
-            job.parse()  # a mistake is told now, not by the cluster tomorrow
-        jobs.append((job, folder))
-    return jobs
+        folder = Path(out, sweep.folder_of(point)) if point else Path(out)
+        if folder in jobs:
+            raise ValueError(f"--array gives two jobs the folder {folder}: leave out values that are there twice, or whose "
+                             "names are, \"/\" and \" \" in them being \"_\"")
+        more = absolute(args.stage, sweep.flags_of(point))
+        jobs[folder] = StageJob(args.stage, [*argv, *more, "--output_dir", str(folder)])
+        jobs[folder].parse()
+    return [(job, folder) for folder, job in jobs.items()]
 
 
 def parameters(args, workers: int) -> dict:
@@ -187,16 +198,18 @@ def tell(jobs: list[submitit.Job], folders: list[Path]) -> int:
     for job, folder in zip(jobs, folders, strict=True):
         error = job.exception()
         failed += error is not None
-        words = "done" if error is None else f"FAILED: {message_of(error)} (more in {job.paths.stderr})"
+        words = "done" if error is None else f"FAILED: {message_of(error, job.stderr() or '')} (more in {job.paths.stderr})"
         say(f"{job.job_id}: {folder}: {words}")
     return failed
 
 
-def message_of(error: Exception) -> str:
-    """The line that says what went wrong, out of the traceback that submitit hands on."""
+def message_of(error: Exception, printed: str) -> str:
+    """The line that says what went wrong, out of the traceback that submitit hands on, or, where a job has ended without
+    one, out of what it has printed, which begins as a command's message does."""
     lines = str(error).strip().splitlines()
     named = [line.partition(": ")[2] for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
-    return (named or lines)[-1]
+    told = [line.removeprefix("error: ") for line in printed.splitlines() if line.startswith("error: ")]
+    return (named or told or lines)[-1]
 
 
 def main(args) -> list[str]:
@@ -208,7 +221,7 @@ def main(args) -> list[str]:
         size = {"map_count": len(jobs)} if len(jobs) > 1 else {}
         say(_make_sbatch_string(command="(submitit's task)", folder=root / "jobs" / "%j", **settings, **size))
         for job, _ in jobs:
-            say(f"# main_{job.stage}.py {' '.join(job.argv)}")
+            say(f"# main_{job.stage}.py {shlex.join(job.argv)}")
         return []
     folder = root / "jobs" / f"{datetime.datetime.now():%Y%m%d-%H%M%S-%f}"
     if args.where == "local":

@@ -85,6 +85,16 @@ def test_what_waits_for_one_job_is_one_array(tmp_path, monkeypatch):
     assert after == {**names, str(tmp_path / done.folder): None}
 
 
+def test_from_another_folder(tmp_path, monkeypatch):
+    handed = Handed()
+    monkeypatch.setattr(reproduce.slurm, "submit_to_slurm", handed)
+    monkeypatch.chdir(tmp_path)
+    run("table2", "--scale", "small", "--output_dir", "out")
+    monkeypatch.chdir("/")
+    folders = [one.parse()[1].output_dir for group, _ in handed for one, _ in group]
+    assert sorted(folders) == sorted(str(tmp_path / "out" / job.folder) for job in jobs_of(studies_small.table2().runs, [0]))
+
+
 def test_here_what_starts_from_a_failed_job_is_left_out(tmp_path, monkeypatch, capsys):
     def run_here(jobs, folder, tasks, side_by_side):
         for number, (_, place) in enumerate(jobs):
@@ -112,7 +122,7 @@ def test_wait_tells_how_the_clusters_jobs_ended(tmp_path, monkeypatch, capsys):
             if error is None:
                 place.mkdir()
                 (place / "metrics.json").write_text("{}")
-            made.append(SimpleNamespace(job_id=place.name, exception=lambda error=error: error,
+            made.append(SimpleNamespace(job_id=place.name, exception=lambda error=error: error, stderr=lambda: None,
                                         paths=SimpleNamespace(stderr="err")))
         return made
     monkeypatch.setattr(reproduce.slurm, "submit_to_slurm", submit_to_slurm)

@@ -68,11 +68,13 @@ def test_without_sbatch_it_says_so(tmp_path, monkeypatch):
 
 
 def test_paths_do_not_depend_on_the_folder():
-    found = slurm.absolute(["@recipes/embedded/finetune.args", "--output_dir", "runs/a", "--data_path", "pipe:cat x/{file}",
-                            "--test_prior", "uniform", "--finetune", "b.pth", "--tau", "1"])
+    found = slurm.absolute("finetune", ["--output_dir", "runs/a", "--data_path", "pipe:cat x/{file}", "--test_prior", "uniform",
+                                        "--finetune", "b.pth", "--tau=1", "--resume=c.pth", "--data_path=s3://x"])
     here = str(Path.cwd())
-    assert found == ["@recipes/embedded/finetune.args", "--output_dir", f"{here}/runs/a", "--data_path", "pipe:cat x/{file}",
-                     "--test_prior", "uniform", "--finetune", f"{here}/b.pth", "--tau", "1"]
+    assert found == ["--output_dir", f"{here}/runs/a", "--data_path", "pipe:cat x/{file}", "--test_prior", "uniform",
+                     "--finetune", f"{here}/b.pth", "--tau=1", "--resume", f"{here}/c.pth", "--data_path", "s3://x"]
+    with pytest.raises(ValueError, match="--output_dir is empty"):
+        slurm.absolute("finetune", ["--output_dir", ""])
 
 
 def test_the_snapshot_has_the_code_and_no_data(tmp_path):
