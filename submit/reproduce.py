@@ -199,8 +199,23 @@ def hand_in(group: list[Job], args, places: dict[str, str], out: Path, batch: in
     return set()
 
 
+def check_flags(args) -> None:
+    """ValueError for numbers that cannot be, and for flags of which only one acts."""
+    slurm.check_cluster(args)
+    for name, least in (("batch_size", 1), ("num_workers", 0)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name} must be at least {least}, not {value}")
+    if not 0 < args.images_per_second < float("inf"):
+        raise ValueError(f"--images_per_second must be a finite number above 0, not {args.images_per_second:g}")
+    asked = [f"--{name}" for name in ("list", "report", "dry_run") if getattr(args, name)]
+    if len(asked) > 1:
+        raise ValueError(f"{' and '.join(asked)} print different things: give one of them")
+
+
 def main(args) -> None:
     """List, print, run or report."""
+    check_flags(args)
     studies_of, out = chosen(args.names, args.scale), Path(args.output_dir)
     places = data_places(args.data_path, out)
     runs: list[Run] = [run for study in studies_of.values() if study for run in study.runs]

@@ -10,16 +10,18 @@ and goes on. Flags that are not SLURM's are the stage's.
 """
 import datetime
 import getpass
+import io
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from contextlib import chdir
+from contextlib import chdir, redirect_stderr
 from pathlib import Path
 
 import submitit
+from submitit.core.utils import FailedJobError
 from submitit.local.local import LocalExecutor
 from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
@@ -32,6 +34,7 @@ from util.args import Parser, run_command
 from util.run import say
 
 PATH_FLAGS = ("--output_dir", "--data_path", "--finetune", "--resume", "--test_prior")
+CLUSTER_ONLY = ("nodes", "partition", "account", "qos", "constraint", "mem", "time_limit", "parallel", "after")
 SIGNAL_SECONDS = 120  # before its time is over, a job is told to save
 RESTARTS = 10000  # each one goes on from where the last one stood
 
@@ -64,6 +67,24 @@ def add_cluster_flags(parser: Parser) -> None:
     group.add_argument("--after", nargs="+", default=[], metavar="JOB_ID", help="wait until these have ended well")
     group.add_argument("--wait", action="store_true", help="stay until the jobs have ended, and tell how")
     group.add_argument("--dry_run", action="store_true", help="print what would be submitted, and do nothing")
+
+
+def check_cluster(args) -> None:
+    """ValueError for numbers that cannot be, and for flags that do nothing where the jobs run."""
+    for name, least in (("side_by_side", 1), ("nodes", 1), ("gpus_per_node", 0), ("tasks_per_node", 1), ("time_limit", 1),
+                        ("parallel", 1)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name} must be at least {least}, not {value}")
+    if args.gpus_per_node and args.tasks_per_node is not None:
+        raise ValueError(f"--tasks_per_node {args.tasks_per_node} is for runs without GPUs, and --gpus_per_node "
+                         f"{args.gpus_per_node} starts one task each: give one of the two")
+    idle = [name for name in CLUSTER_ONLY if name in args.given] if args.where == "local" else []
+    if idle:
+        raise ValueError(f"--{idle[0]} is the cluster's and does nothing with --where local: leave one of the two out")
+    if args.where == "slurm" and "side_by_side" in args.given:
+        raise ValueError(f"--side_by_side {args.side_by_side} is of --where local: on a cluster use --parallel, the jobs of an "
+                         "array that run at once")
 
 
 def get_args_parser() -> Parser:
@@ -160,17 +181,23 @@ def queued() -> set[str]:
 
 
 def submit_to_slurm(jobs: list[tuple[StageJob, Path]], folder: Path, settings: dict) -> list[submitit.Job]:
-    """Hand the jobs in, arrays where there are several, and return them."""
+    """Hand the jobs in, arrays where there are several, and return them. ValueError with sbatch's words where it refuses."""
     if not shutil.which("sbatch"):
         raise ValueError("no sbatch here: submit from a node of the cluster, or use --where local")
     code = snapshot.take(folder / "code")
     executor = SlurmExecutor(folder=folder / "%j", max_num_timeout=RESTARTS)
     executor.update_parameters(**settings)
     submitted, size = [], array_limit()
-    with chdir(code):
-        for start in range(0, len(jobs), size):
-            with executor.batch():
-                submitted += [executor.submit(job) for job, _ in jobs[start:start + size]]
+    try:
+        # submitit prints what sbatch says, which here is the message.
+        with chdir(code), redirect_stderr(io.StringIO()):
+            for start in range(0, len(jobs), size):
+                with executor.batch():
+                    submitted += [executor.submit(job) for job, _ in jobs[start:start + size]]
+    except FailedJobError as error:
+        lines = [line.removeprefix("sbatch: ").removeprefix("error: ") for line in str(error).splitlines()]
+        refused = f"sbatch has not taken the job{'s' * (len(jobs) > 1)}"
+        raise ValueError(f"{refused}: {'; '.join(lines) or 'it does not say why'}") from None
     return submitted
 
 
@@ -214,12 +241,14 @@ def message_of(error: Exception, printed: str) -> str:
 
 def main(args) -> list[str]:
     """Submit; returns the jobs' ids."""
+    check_cluster(args)
     jobs = build_jobs(args)
     settings = parameters(args, max(workers_of(job.parse()[1]) for job, _ in jobs))
     root = Path(os.path.commonpath([folder for _, folder in jobs]))
     if args.dry_run:
         size = {"map_count": len(jobs)} if len(jobs) > 1 else {}
-        say(_make_sbatch_string(command="(submitit's task)", folder=root / "jobs" / "%j", **settings, **size))
+        if args.where == "slurm":
+            say(_make_sbatch_string(command="(submitit's task)", folder=root / "jobs" / "%j", **settings, **size))
         for job, _ in jobs:
             say(f"# main_{job.stage}.py {shlex.join(job.argv)}")
         return []

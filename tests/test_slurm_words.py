@@ -1,5 +1,6 @@
 """What submit.slurm makes of the words of a command line: recipes, folders, paths, and messages of what went wrong."""
 # ruff: noqa: E402
+import os
 import sys
 from types import SimpleNamespace
 
@@ -78,3 +79,40 @@ def test_a_job_that_ended_before_its_stage_tells_why():
     assert slurm.message_of(error, printed) == "no file x.args"
     assert slurm.message_of(RuntimeError("Traceback\nValueError: no data\n---"), printed) == "no data"
     assert slurm.message_of(RuntimeError("Job 17\nlost"), "") == "lost"
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["--where", "local", "--nodes", 4], "--nodes is the cluster's and does nothing with --where local"),
+    (["--where", "local", "--partition", "gpu"], "--partition is the cluster's"),
+    (["--where", "local", "--after", 99], "--after is the cluster's"),
+    (["--side_by_side", 2], "--side_by_side 2 is of --where local: on a cluster use --parallel"),
+    (["--gpus_per_node", 2, "--tasks_per_node", 4], "--tasks_per_node 4 is for runs without GPUs"),
+    (["--nodes", 0], "--nodes must be at least 1, not 0"),
+    (["--gpus_per_node", -2], "--gpus_per_node must be at least 0, not -2"),
+    (["--tasks_per_node", 0], "--tasks_per_node must be at least 1, not 0"),
+    (["--time_limit", 0], "--time_limit must be at least 1, not 0"),
+    (["--parallel", 0], "--parallel must be at least 1, not 0"),
+    (["--where", "local", "--side_by_side", 0], "--side_by_side must be at least 1, not 0")])
+def test_flags_of_the_cluster_act_or_are_refused(words, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        run("pretrain", "--dataset", "embedded", "--output_dir", tmp_path, "--dry_run", *words)
+
+
+def test_here_no_script_of_sbatch_is_printed(tmp_path, capsys):
+    run("pretrain", "--dataset", "embedded", "--output_dir", tmp_path, "--dry_run", "--where", "local", "--tasks_per_node", 2)
+    text = capsys.readouterr().out
+    assert text == f"# main_pretrain.py --dataset embedded --output_dir {tmp_path} --output_dir {tmp_path}\n"
+
+
+def test_what_sbatch_refuses_is_told_in_its_words(tmp_path, monkeypatch, capsys):
+    refuses = ("echo 'sbatch: error: invalid partition specified: nope' >&2\n"
+               "echo 'sbatch: error: Batch job submission failed: Invalid partition name' >&2\nexit 1\n")
+    for name, text in (("srun", ""), ("sbatch", refuses), ("scontrol", "echo 'MaxArraySize = 1001'\n")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(ValueError, match="^sbatch has not taken the jobs: invalid partition specified: nope; Batch job "
+                                         "submission failed: Invalid partition name$"):
+        run("pretrain", "--dataset", "embedded", "--output_dir", tmp_path / "out", "--array", "mask_ratio=.5,.7",
+            "--partition", "nope")
+    assert capsys.readouterr().err == ""
