@@ -18,6 +18,7 @@ import submitit
 
 from submit import cost, reproduce_report, slurm, stand_ins, studies, studies_small
 from submit.experiment import DATA, NEEDS_NO_PATH, Figure, Job, Run, Table, jobs_of
+from submit.filled import Results
 from submit.jobs import StageJob
 from submit.reproduce_commands import commands, words_of
 from util.args import PROJECT, Parser, run_command
@@ -41,7 +42,8 @@ def get_args_parser() -> Parser:
                         f"{', '.join(name for name in DATA if needs_path(name))}; data/NAME by default")
     parser.add_argument("--output_dir", default="runs/reproduce", metavar="DIR", help="run folders, and what --report writes")
     parser.add_argument("--batch_size", type=int, metavar="N", help="images a process and micro-batch instead of the recipes', "
-                        "where these say how many images a step has")
+                        "where these say how many images a step has: another run, since masks and mixed pairs are drawn a "
+                        "micro-batch, with a folder of its own")
     parser.add_argument("--num_workers", type=int, metavar="N", help="of each process, as the stages' flag")
     parser.add_argument("--list", action="store_true", help="print what each needs: data, jobs, GPU hours")
     parser.add_argument("--images_per_second", type=float, default=cost.IMAGES_PER_SECOND, metavar="N", help="that one GPU "
@@ -87,7 +89,7 @@ def listing(studies_of: dict, args, out: Path) -> str:
         if study is None:
             lines.append(f"{name:<9} no runs: computed")
             continue
-        jobs = jobs_of(study.runs, args.seeds)
+        jobs = jobs_of(study.runs, args.seeds, args.batch_size)
         everything += jobs
         lines.append(f"{name:<9} {study.title}: {needs(jobs, args, out)}")
     jobs = list({job.hash: job for job in everything}.values())
@@ -219,12 +221,13 @@ def main(args) -> None:
     studies_of, out = chosen(args.names, args.scale), Path(args.output_dir)
     places = data_places(args.data_path, out)
     runs: list[Run] = [run for study in studies_of.values() if study for run in study.runs]
-    jobs = jobs_of(runs, args.seeds)
+    jobs = jobs_of(runs, args.seeds, args.batch_size)
     if args.list:
         say(listing(studies_of, args, out))
         return
     if args.report:
-        reproduce_report.write(studies_of, out, args.seeds, small=args.scale == "small")
+        small = args.scale == "small"
+        reproduce_report.write(studies_of, Results(out, args.seeds, not small, args.batch_size), small)
         return
     left = [job for job in jobs if not job.finished(out)]
     check_starts(left, out)

@@ -8,8 +8,6 @@ from submit.experiment import DATA, Job
 def words_of(job: Job, args, places: dict[str, str], project: str = "") -> list[str]:
     """The stage's flags of a job, with those of this command that change no result; its recipe is relative to `project`."""
     words = job.argv(Path(args.output_dir), places, project)
-    if args.batch_size is not None and job.parse().effective_batch_size is not None:
-        words += ["--batch_size", str(args.batch_size)]
     if args.num_workers is not None:
         words += ["--num_workers", str(args.num_workers)]
     return words

@@ -1,6 +1,7 @@
 """Jobs of tables and figures: what names them, and how they are handed in."""
 # ruff: noqa: E402
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -29,6 +30,19 @@ def test_a_job_is_named_by_what_decides_its_result():
     others += [Job(job.run, 1), Job(finetune("embedded/finetune"), 0), Job(replace(job.run, data="fashion_10"), 0),
                Job(replace(job.run, after=pretrain("embedded/pretrain", "--mask_ratio", 0.5)), 0)]
     assert len({one.hash for one in (job, *others)}) == 1 + len(others)
+
+
+def test_another_micro_batch_is_another_run_where_it_is_asked_for():
+    """Mixed pairs and masks are drawn a micro-batch; a recipe that says its batch, and not its step, keeps it."""
+    run = finetune("imagenet_lt/finetune", after=pretrain("imagenet_lt/pretrain"))
+    job = Job(run, 0)
+    assert Job(run.after, 0, job.after.parse().batch_size).hash == job.after.hash
+    other = Job(run, 0, 16)
+    assert other.after.batch_size == 16 and len({job.hash, job.after.hash, other.hash, other.after.hash}) == 4
+    assert other.argv(Path("out"), {"imagenet_lt": "d"})[-2:] == ["--batch_size", "16"] and other.parse().batch_size == 16
+    small = finetune("embedded/finetune", after=pretrain("embedded/pretrain"))
+    assert Job(small, 0, 16).hash == Job(small, 0).hash and Job(small, 0, 16).parse().batch_size == 64
+    assert [one.hash for one in jobs_of([run], [0], 16)] == [other.after.hash, other.hash]
 
 
 def test_a_flag_that_a_later_version_adds_leaves_finished_runs_their_name(monkeypatch):
