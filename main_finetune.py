@@ -182,14 +182,16 @@ def main(args) -> dict:
                           args.loader, world.rank, world.size, args.color_jitter, args.repeated_aug)
 
     model = place(build_model(args, train, criterion.cosine_head), machine, args.grad_checkpointing, args.compile)
+    begun = {}
     if state is None:
-        words += f", {start_weights(args, settings, model, criterion, train.class_names)}"
+        start, begun = start_weights(args, settings, model, criterion, train.class_names)
+        words += f", {start}"
     groups = param_groups(model, args.weight_decay, args.layer_decay)
     stepper, schedule = build_training(args, model, groups, plan, machine, BLR)
     session = Session("finetune", settings, run, stepper, train, plan, schedule, loader.batch_sampler, world, args.save_every,
                       args.save_steps)
     session.restore(state)
-    run.create(settings, describe(plan, schedule, machine, train), session.log_lines, session.epoch)
+    run.create(settings, {**describe(plan, schedule, machine, train), **begun}, session.log_lines, session.epoch)
     say(f"stage 2, {args.model}, {args.loss}: {len(train)} images of {train.source}, {plan.steps_per_epoch} steps of "
         f"{plan.effective_batch_size} images an epoch, lr {schedule.lr:.3g}; {words}; run folder {run.path}")
 

@@ -15,6 +15,7 @@ from datasets.longtail import longtail_counts, longtail_counts_of
 from datasets.records import OFFICIAL_SIZES, official_counts
 from util.args import PROJECT, Parser
 from util.args_finetune import with_loss_defaults
+from util.predictions import read_json
 from util.run import MAY_CHANGE
 
 STAGES = {"pretrain": main_pretrain, "finetune": main_finetune}
@@ -137,15 +138,20 @@ def metrics_row(name: str, run: Run | None, numbers: tuple | str, source: str = 
 
 @dataclass(frozen=True)
 class Job:
-    """A run with its seed. `folder` is where it lies below the output folder, named by what decides its result."""
+    """A run with its seed. `folder` is where it lies below the output folder, named by what decides its result.
+
+    batch_size: images of a process and micro-batch, None for the recipe's; of recipes that say how many images a step has, for
+    others keep theirs.
+    """
 
     run: Run
     seed: int
+    batch_size: int | None = None
 
     @property
     def after(self) -> "Job | None":
-        """The job whose weights it starts from, of the same seed."""
-        return None if self.run.after is None else Job(self.run.after, self.seed)
+        """The job whose weights it starts from, of the same seed and micro-batch."""
+        return None if self.run.after is None else Job(self.run.after, self.seed, self.batch_size)
 
     @property
     def folder(self) -> str:
@@ -156,9 +162,31 @@ class Job:
         """SHA-256 over the settings that decide the result."""
         return hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest()
 
+    def finished(self, out: Path) -> bool:
+        """Whether its run below `out` has its result, and did not begin before the run that it starts from had ended."""
+        return (out / self.folder / "metrics.json").is_file() and not self.too_early(out)
+
+    def too_early(self, out: Path) -> list[int] | None:
+        """[epochs behind the weights that its run below `out` started from, all of theirs] where the first are fewer."""
+        path = out / self.folder / "args.json"
+        # Earlier versions have not kept it, and stage 1 starts from nothing.
+        epochs = read_json(path).get("finetune_epochs") if self.after and path.is_file() else None
+        return epochs if epochs and epochs[0] < epochs[1] else None
+
     def parse(self) -> Namespace:
         """The stage's flags of it, without paths."""
-        return parse(self.run.stage, (f"@{PROJECT}/recipes/{self.run.recipe}.args", *self.run.flags, "--seed", str(self.seed)))
+        return parse(self.run.stage, (*self.words(f"{PROJECT}/"), *self.batch_words()))
+
+    def words(self, project: str = "") -> list[str]:
+        """Its flags, without paths and `batch_size`; the recipe's path is relative to `project`."""
+        return [f"@{project}recipes/{self.run.recipe}.args", *self.run.flags, "--seed", str(self.seed)]
+
+    def batch_words(self) -> list[str]:
+        """The flag for `batch_size`, where it is another than the recipe's and its accumulation follows."""
+        args = parse(self.run.stage, tuple(self.words(f"{PROJECT}/")))
+        if self.batch_size in (None, args.batch_size) or args.effective_batch_size is None:
+            return []
+        return ["--batch_size", str(self.batch_size)]
 
     def settings(self) -> dict:
         """{name: value} of what decides the result, the same however the recipe is written.
@@ -171,17 +199,19 @@ class Job:
         args, defaults = vars(args), vars(defaults)
         found = {name: value for name, value in args.items() if name not in NO_RESULT and value != defaults[name]}
         images = args["effective_batch_size"] or args["batch_size"] * (args["accum_iter"] or 1)
-        return {**found, "stage": self.run.stage, "data": self.run.data, "images a step": images,
+        # Masks and mixed pairs are drawn a micro-batch.
+        micro_batch = {"images a micro-batch": self.batch_size} if self.batch_words() else {}
+        return {**found, "stage": self.run.stage, "data": self.run.data, "images a step": images, **micro_batch,
                 "after": self.after and self.after.hash}
 
     def argv(self, out: Path, places: dict[str, str], project: str = "") -> list[str]:
         """The stage's command line with paths below `out` and the data's of places; the recipe's relative to `project`."""
-        words = [f"@{project}recipes/{self.run.recipe}.args", *self.run.flags, "--seed", str(self.seed)]
+        words = self.words(project)
         if self.run.data not in NEEDS_NO_PATH:
             words += ["--data_path", places[self.run.data]]
         if self.after:
             words += ["--finetune", str(out / self.after.folder / "last.pth")]
-        return [*words, "--output_dir", str(out / self.folder)]
+        return [*words, "--output_dir", str(out / self.folder), *self.batch_words()]
 
 
 @functools.cache
@@ -195,10 +225,10 @@ def parse(stage: str, words: tuple[str, ...]) -> Namespace:
     return _parser(stage).parse_args(list(words))
 
 
-def jobs_of(runs: list[Run], seeds: list[int]) -> list[Job]:
+def jobs_of(runs: list[Run], seeds: list[int], batch_size: int | None = None) -> list[Job]:
     """The jobs of runs and of those that they start from, each once and behind what it starts from, seed by seed."""
     found: dict[str, Job] = {}
-    for job in (Job(run, seed) for seed in seeds for run in runs):
+    for job in (Job(run, seed, batch_size) for seed in seeds for run in runs):
         chain = [job]
         while chain[-1].after:
             chain.append(chain[-1].after)

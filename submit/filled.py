@@ -36,19 +36,23 @@ class Section:
 
 @dataclass
 class Results:
-    """What is finished below a folder, of some seeds; differences: whether ours minus the paper's means something."""
+    """What is finished below a folder, of some seeds and, where it is given, with another micro-batch than the recipes'.
+
+    differences: whether ours minus the paper's means something.
+    """
 
     out: Path
     seeds: list[int]
     differences: bool
+    batch_size: int | None = None
 
     def __post_init__(self):
         self._read: dict[Path, dict | None] = {}
 
     def folders(self, run: Run) -> dict[int, Path]:
         """{seed: folder} of a run's finished jobs."""
-        places = {seed: self.out / Job(run, seed).folder for seed in self.seeds}
-        return {seed: place for seed, place in places.items() if (place / "metrics.json").is_file()}
+        jobs = {seed: Job(run, seed, self.batch_size) for seed in self.seeds}
+        return {seed: self.out / job.folder for seed, job in jobs.items() if job.finished(self.out)}
 
     def metrics(self, run: Run) -> list[dict]:
         """metrics.json of a run's finished jobs, seed by seed."""

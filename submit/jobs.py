@@ -6,11 +6,23 @@ from dataclasses import dataclass, field
 
 import submitit
 
-from util.args import outcome
+from util.args import Parser, outcome
 from util.distributed import world
 from util.signals import Stopped
 
 REQUEUED_BY = (signal.SIGUSR1, signal.SIGUSR2)  # the time is over, or the scheduler wants the place: go on later
+
+
+def stage_module(stage: str):
+    """main_pretrain or main_finetune, imported when it is needed."""
+    import main_finetune
+    import main_pretrain
+    return {"pretrain": main_pretrain, "finetune": main_finetune}[stage]
+
+
+def stage_parser(stage: str) -> Parser:
+    """The parser of a stage's flags."""
+    return stage_module(stage).get_args_parser()
 
 
 @dataclass
@@ -27,10 +39,7 @@ class StageJob:
 
     def parse(self):
         """The flags as the stage reads them; the parser ends the program where they are wrong."""
-        import main_finetune
-        import main_pretrain
-        module = {"pretrain": main_pretrain, "finetune": main_finetune}[self.stage]
-        return module.main, module.get_args_parser().parse_args(self.argv)
+        return stage_module(self.stage).main, stage_parser(self.stage).parse_args(self.argv)
 
     def __call__(self):
         environment = submitit.JobEnvironment()

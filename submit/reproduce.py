@@ -1,7 +1,7 @@
 """Every table and figure of the paper by its name: its jobs, run here or on a cluster, and then filled with what they gave.
 
     python -m submit.reproduce table6 figure3 --list                                what they need
-    python -m submit.reproduce all --dry_run                                        every job's command
+    python -m submit.reproduce all --dry_run                                        a script of every job's command
     python -m submit.reproduce table2 --data_path imagenet_lt=DIR --gpus_per_node 8 --partition gpu
     python -m submit.reproduce table6 table7 figure3 --scale small --where local --data_path cifar100_folder=DIR
     python -m submit.reproduce table6 table7 figure3 --scale small --report         paper's number, ours, difference
@@ -12,15 +12,16 @@ an unfinished one goes on. Tables 8 to 10 and Figures 4 and 5 need no runs.
 import argparse
 import datetime
 import json
-import shlex
 from pathlib import Path
 
 import submitit
 
 from submit import cost, reproduce_report, slurm, stand_ins, studies, studies_small
 from submit.experiment import DATA, NEEDS_NO_PATH, Figure, Job, Run, Table, jobs_of
+from submit.filled import Results
 from submit.jobs import StageJob
-from util.args import Parser, run_command
+from submit.reproduce_commands import commands, words_of
+from util.args import PROJECT, Parser, run_command
 from util.checkpoint import replace_file
 from util.run import say
 
@@ -41,7 +42,8 @@ def get_args_parser() -> Parser:
                         f"{', '.join(name for name in DATA if needs_path(name))}; data/NAME by default")
     parser.add_argument("--output_dir", default="runs/reproduce", metavar="DIR", help="run folders, and what --report writes")
     parser.add_argument("--batch_size", type=int, metavar="N", help="images a process and micro-batch instead of the recipes', "
-                        "where these say how many images a step has")
+                        "where these say how many images a step has: another run, since masks and mixed pairs are drawn a "
+                        "micro-batch, with a folder of its own")
     parser.add_argument("--num_workers", type=int, metavar="N", help="of each process, as the stages' flag")
     parser.add_argument("--list", action="store_true", help="print what each needs: data, jobs, GPU hours")
     parser.add_argument("--images_per_second", type=float, default=cost.IMAGES_PER_SECOND, metavar="N", help="that one GPU "
@@ -80,37 +82,6 @@ def data_places(words: list[str], out: Path) -> dict[str, str]:
     return places
 
 
-def words_of(job: Job, args, places: dict[str, str]) -> list[str]:
-    """The stage's flags of a job, with those of this command that change no result."""
-    words = job.argv(Path(args.output_dir), places)
-    if args.batch_size is not None and job.parse().effective_batch_size is not None:
-        words += ["--batch_size", str(args.batch_size)]
-    if args.num_workers is not None:
-        words += ["--num_workers", str(args.num_workers)]
-    return words
-
-
-def command(job: Job, args, places: dict[str, str]) -> str:
-    """The line that runs a job by itself: submit.slurm's, or that of the stage, under torchrun where there are several GPUs."""
-    words = words_of(job, args, places)
-    if args.where == "local":
-        tasks = args.gpus_per_node or args.tasks_per_node or 1
-        start = ["torchrun", "--nproc_per_node", str(tasks)] if tasks > 1 else ["python"]
-        return shlex.join([*start, f"main_{job.run.stage}.py", *words])
-    return shlex.join(["python", "-m", "submit.slurm", job.run.stage, *words, *cluster_words(args)])
-
-
-def cluster_words(args) -> list[str]:
-    """The given flags of the cluster as words."""
-    names = ("nodes", "gpus_per_node", "tasks_per_node", "partition", "account", "qos", "constraint", "mem", "time_limit")
-    return [word for name in names if name in args.given for word in (f"--{name}", str(getattr(args, name)))]
-
-
-def finished(job: Job, out: Path) -> bool:
-    """Whether a job's run has its result."""
-    return (out / job.folder / "metrics.json").is_file()
-
-
 def listing(studies_of: dict, args, out: Path) -> str:
     """--list: what each table and figure needs, a line each, and all of them together."""
     lines, everything = [], []
@@ -118,7 +89,7 @@ def listing(studies_of: dict, args, out: Path) -> str:
         if study is None:
             lines.append(f"{name:<9} no runs: computed")
             continue
-        jobs = jobs_of(study.runs, args.seeds)
+        jobs = jobs_of(study.runs, args.seeds, args.batch_size)
         everything += jobs
         lines.append(f"{name:<9} {study.title}: {needs(jobs, args, out)}")
     jobs = list({job.hash: job for job in everything}.values())
@@ -133,8 +104,17 @@ def needs(jobs: list[Job], args, out: Path) -> str:
                 f"{sum(cost.gpu_hours(job, args.images_per_second) for job in jobs):,.0f} GPU hours")
     stages = [sum(job.run.stage == stage for job in jobs) for stage in ("pretrain", "finetune")]
     data = "; ".join(dict.fromkeys(DATA[job.run.data].title for job in jobs))
-    return (f"{stages[0]} + {stages[1]} jobs of stage 1 + 2, {sum(finished(job, out) for job in jobs)} finished, "
+    return (f"{stages[0]} + {stages[1]} jobs of stage 1 + 2, {sum(job.finished(out) for job in jobs)} finished, "
             f"{estimate}; {data}")
+
+
+def check_starts(jobs: list[Job], out: Path) -> None:
+    """ValueError for a job whose run began before the run that it starts from had ended: it would go on from there."""
+    for job in jobs:
+        epochs = job.too_early(out)
+        if epochs:
+            raise ValueError(f"{out / job.folder} started from {job.after.folder} when that had {epochs[0]} of {epochs[1]} "
+                             "epochs behind it: delete the folder, and it is run again")
 
 
 def make_data(jobs: list[Job], places: dict[str, str]) -> None:
@@ -175,7 +155,7 @@ def submit_all(jobs: list[Job], args, places: dict[str, str], out: Path) -> int:
     if args.wait and args.where == "slurm":
         folders = {job.hash: out / job.folder for job in jobs}
         slurm.tell(list(handed.values()), [folders[key] for key in handed])
-        failed = {job.hash for job in jobs if not finished(job, out)}
+        failed = {job.hash for job in jobs if not job.finished(out)}
     return len(failed)
 
 
@@ -202,7 +182,8 @@ def hand_in(group: list[Job], args, places: dict[str, str], out: Path, batch: in
             ids: dict[str, str]) -> set[str]:
     """Submit one array, which is written into handed and ids, or run its jobs here. Returns the hashes of those that failed
     here."""
-    jobs = [(StageJob(job.run.stage, slurm.absolute(words_of(job, args, places))), out / job.folder) for job in group]
+    words = [slurm.absolute(job.run.stage, words_of(job, args, places, f"{PROJECT}/")) for job in group]
+    jobs = [(StageJob(job.run.stage, argv), out / job.folder) for job, argv in zip(group, words, strict=True)]
     start = group[0].after
     after = [ids[start.hash]] if start and start.hash in ids else []
     workers = args.num_workers if args.num_workers is not None else max(slurm.workers_of(job.parse()) for job in group)
@@ -212,7 +193,7 @@ def hand_in(group: list[Job], args, places: dict[str, str], out: Path, batch: in
     if args.where == "local":
         done = slurm.run_here(jobs, folder, settings["ntasks_per_node"], args.side_by_side)
         slurm.tell(done, [place for _, place in jobs])
-        return {job.hash for job in group if not finished(job, out)}
+        return {job.hash for job in group if not job.finished(out)}
     for job, submitted in zip(group, slurm.submit_to_slurm(jobs, folder, settings), strict=True):
         handed[job.hash], ids[job.hash] = submitted, submitted.job_id
         say(f"{submitted.job_id}: {out / job.folder}")
@@ -220,21 +201,38 @@ def hand_in(group: list[Job], args, places: dict[str, str], out: Path, batch: in
     return set()
 
 
+def check_flags(args) -> None:
+    """ValueError for numbers that cannot be, and for flags of which only one acts."""
+    slurm.check_cluster(args)
+    for name, least in (("batch_size", 1), ("num_workers", 0)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name} must be at least {least}, not {value}")
+    if not 0 < args.images_per_second < float("inf"):
+        raise ValueError(f"--images_per_second must be a finite number above 0, not {args.images_per_second:g}")
+    asked = [f"--{name}" for name in ("list", "report", "dry_run") if getattr(args, name)]
+    if len(asked) > 1:
+        raise ValueError(f"{' and '.join(asked)} print different things: give one of them")
+
+
 def main(args) -> None:
     """List, print, run or report."""
+    check_flags(args)
     studies_of, out = chosen(args.names, args.scale), Path(args.output_dir)
     places = data_places(args.data_path, out)
     runs: list[Run] = [run for study in studies_of.values() if study for run in study.runs]
-    jobs = jobs_of(runs, args.seeds)
+    jobs = jobs_of(runs, args.seeds, args.batch_size)
     if args.list:
         say(listing(studies_of, args, out))
         return
     if args.report:
-        reproduce_report.write(studies_of, out, args.seeds, small=args.scale == "small")
+        small = args.scale == "small"
+        reproduce_report.write(studies_of, Results(out, args.seeds, not small, args.batch_size), small)
         return
-    left = [job for job in jobs if not finished(job, out)]
+    left = [job for job in jobs if not job.finished(out)]
+    check_starts(left, out)
     if args.dry_run:
-        say("\n".join(command(job, args, places) for job in jobs))
+        say(commands(jobs, args, places, known_ids(out) if args.where == "slurm" else {}))
         return
     say(f"{len(jobs)} jobs, {len(jobs) - len(left)} of them finished")
     make_data(left, places)

@@ -1,6 +1,5 @@
 """What `submit.reproduce --report` writes: reproduce.md, and reproduce.html with the figures drawn."""
 from datetime import date
-from pathlib import Path
 
 from submit import bias_figures, settings
 from submit.experiment import Figure, Table
@@ -20,7 +19,9 @@ BIASES = {"figure4": ("Both biases over the prior of a class", bias_figures.draw
           "figure5": ("Both biases of CIFAR-10-LT over the imbalance factor", bias_figures.draw_over_factor)}
 LEGEND = ("A cell is the paper's number / ours: the mean over seeds with its standard deviation, {difference}and in [] the "
           "95 % interval of all over test images (bootstrap, first seed). Accuracies, ECE and MCE in %; the last epoch, which "
-          "nothing chose. \"-\": there is no such number. {seeds}.")
+          "nothing chose. ECE and MCE are of the confidence that the loss trains, softmax for CE and the losses made of it, "
+          "sigmoid for BCE and those made of it: rows of the two kinds do not compare (the released code takes softmax for "
+          "all; metrics.json has both). \"-\": there is no such number. {seeds}.")
 SMALL = ("**These are small versions**: other images and networks than the paper's, so that its numbers stand here for the "
          "order of rows, and no difference to them is given.")
 
@@ -117,9 +118,9 @@ def body_of(page: Page, section: Section, results: Results) -> str:
     return "".join(body)
 
 
-def write(studies: dict, out: Path, seeds: list[int], small: bool) -> str:
-    """Write reproduce.md and reproduce.html into `out`; returns the Markdown."""
-    results = Results(out, seeds, differences=not small)
+def write(studies: dict, results: Results, small: bool) -> str:
+    """Write reproduce.md and reproduce.html where the results are; returns the Markdown."""
+    out = results.out
     sections = sections_of(studies, results)
     lead = SMALL if small else ""
     text = markdown(sections, results, lead)

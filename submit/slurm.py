@@ -10,15 +10,18 @@ and goes on. Flags that are not SLURM's are the stage's.
 """
 import datetime
 import getpass
+import io
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
-from contextlib import chdir
+from contextlib import chdir, redirect_stderr
 from pathlib import Path
 
 import submitit
+from submitit.core.utils import FailedJobError
 from submitit.local.local import LocalExecutor
 from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
@@ -26,11 +29,12 @@ from datasets import IN_MEMORY
 from datasets.loading import MOST_WORKERS
 from datasets.shards import is_url
 from submit import snapshot, sweep
-from submit.jobs import StageJob
-from util.args import PROJECT, Parser, run_command
+from submit.jobs import StageJob, stage_parser
+from util.args import Parser, run_command
 from util.run import say
 
 PATH_FLAGS = ("--output_dir", "--data_path", "--finetune", "--resume", "--test_prior")
+CLUSTER_ONLY = ("nodes", "partition", "account", "qos", "constraint", "mem", "time_limit", "parallel", "after")
 SIGNAL_SECONDS = 120  # before its time is over, a job is told to save
 RESTARTS = 10000  # each one goes on from where the last one stood
 
@@ -65,6 +69,24 @@ def add_cluster_flags(parser: Parser) -> None:
     group.add_argument("--dry_run", action="store_true", help="print what would be submitted, and do nothing")
 
 
+def check_cluster(args) -> None:
+    """ValueError for numbers that cannot be, and for flags that do nothing where the jobs run."""
+    for name, least in (("side_by_side", 1), ("nodes", 1), ("gpus_per_node", 0), ("tasks_per_node", 1), ("time_limit", 1),
+                        ("parallel", 1)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name} must be at least {least}, not {value}")
+    if args.gpus_per_node and args.tasks_per_node is not None:
+        raise ValueError(f"--tasks_per_node {args.tasks_per_node} is for runs without GPUs, and --gpus_per_node "
+                         f"{args.gpus_per_node} starts one task each: give one of the two")
+    idle = [name for name in CLUSTER_ONLY if name in args.given] if args.where == "local" else []
+    if idle:
+        raise ValueError(f"--{idle[0]} is the cluster's and does nothing with --where local: leave one of the two out")
+    if args.where == "slurm" and "side_by_side" in args.given:
+        raise ValueError(f"--side_by_side {args.side_by_side} is of --where local: on a cluster use --parallel, the jobs of an "
+                         "array that run at once")
+
+
 def get_args_parser() -> Parser:
     """Flags of the cluster, and the sweep."""
     parser = PassingParser(__doc__.splitlines()[0])
@@ -75,33 +97,43 @@ def get_args_parser() -> Parser:
     return parser
 
 
-def absolute(argv: list[str]) -> list[str]:
-    """The stage's flags with paths that do not depend on the current folder; recipes within the project stay relative."""
-    found = []
-    for i, word in enumerate(argv):
-        if i and argv[i - 1] in PATH_FLAGS and not is_url(word) and word not in ("uniform", "none"):
-            word = os.path.abspath(word)
-        elif word.startswith("@"):
-            path = Path(word[1:]).resolve()
-            word = f"@{path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path}"
-        found.append(word)
+def absolute(stage: str, argv: list[str]) -> list[str]:
+    """The stage's flags as they mean the same in any folder and at any time: what recipes say instead of their names, and
+    paths from the root. ValueError for an empty path."""
+    found, flag = [], ""
+    for word in stage_parser(stage).expanded(argv):
+        name, equals, value = word.partition("=")
+        if equals and name in PATH_FLAGS:
+            found += [name, rooted(name, value)]
+        else:
+            found.append(rooted(flag, word) if flag in PATH_FLAGS and not word.startswith("--") else word)
+        flag = word
     return found
+
+
+def rooted(flag: str, value: str) -> str:
+    """A flag's path from the root; what is no path as it is."""
+    if not value:
+        raise ValueError(f"{flag} is empty (an unset variable?): name a file or folder, or leave the flag out")
+    return value if is_url(value) or value in ("uniform", "none") else os.path.abspath(value)
 
 
 def build_jobs(args) -> list[tuple[StageJob, Path]]:
     """One (job, output folder) for each point of the sweep. ValueError where two of them would share a folder."""
-    argv = absolute(args.others)
-    if "--output_dir" not in argv:
+    argv = absolute(args.stage, args.others)
+    out = StageJob(args.stage, argv).parse()[1].output_dir  # a mistake is told now, not by the cluster tomorrow
+    if out is None:
         raise ValueError("--output_dir is missing: the runs and what the cluster says about them go there")
-    out = Path(argv[argv.index("--output_dir") + 1])
-    jobs = []
+    jobs: dict[Path, StageJob] = {}
     for point in sweep.points(args.array):
-        folder = out / sweep.folder_of(point) if point else out
-        job = StageJob(args.stage, [*argv, *sweep.flags_of(point), "--output_dir", str(folder)])
-        with chdir(PROJECT):
-            job.parse()  # a mistake is told now, not by the cluster tomorrow
-        jobs.append((job, folder))
-    return jobs
+        folder = Path(out, sweep.folder_of(point)) if point else Path(out)
+        if folder in jobs:
+            raise ValueError(f"--array gives two jobs the folder {folder}: leave out values that are there twice, or whose "
+                             "names are, \"/\" and \" \" in them being \"_\"")
+        more = absolute(args.stage, sweep.flags_of(point))
+        jobs[folder] = StageJob(args.stage, [*argv, *more, "--output_dir", str(folder)])
+        jobs[folder].parse()
+    return [(job, folder) for folder, job in jobs.items()]
 
 
 def parameters(args, workers: int) -> dict:
@@ -149,17 +181,23 @@ def queued() -> set[str]:
 
 
 def submit_to_slurm(jobs: list[tuple[StageJob, Path]], folder: Path, settings: dict) -> list[submitit.Job]:
-    """Hand the jobs in, arrays where there are several, and return them."""
+    """Hand the jobs in, arrays where there are several, and return them. ValueError with sbatch's words where it refuses."""
     if not shutil.which("sbatch"):
         raise ValueError("no sbatch here: submit from a node of the cluster, or use --where local")
     code = snapshot.take(folder / "code")
     executor = SlurmExecutor(folder=folder / "%j", max_num_timeout=RESTARTS)
     executor.update_parameters(**settings)
     submitted, size = [], array_limit()
-    with chdir(code):
-        for start in range(0, len(jobs), size):
-            with executor.batch():
-                submitted += [executor.submit(job) for job, _ in jobs[start:start + size]]
+    try:
+        # submitit prints what sbatch says, which here is the message.
+        with chdir(code), redirect_stderr(io.StringIO()):
+            for start in range(0, len(jobs), size):
+                with executor.batch():
+                    submitted += [executor.submit(job) for job, _ in jobs[start:start + size]]
+    except FailedJobError as error:
+        lines = [line.removeprefix("sbatch: ").removeprefix("error: ") for line in str(error).splitlines()]
+        refused = f"sbatch has not taken the job{'s' * (len(jobs) > 1)}"
+        raise ValueError(f"{refused}: {'; '.join(lines) or 'it does not say why'}") from None
     return submitted
 
 
@@ -187,28 +225,32 @@ def tell(jobs: list[submitit.Job], folders: list[Path]) -> int:
     for job, folder in zip(jobs, folders, strict=True):
         error = job.exception()
         failed += error is not None
-        words = "done" if error is None else f"FAILED: {message_of(error)} (more in {job.paths.stderr})"
+        words = "done" if error is None else f"FAILED: {message_of(error, job.stderr() or '')} (more in {job.paths.stderr})"
         say(f"{job.job_id}: {folder}: {words}")
     return failed
 
 
-def message_of(error: Exception) -> str:
-    """The line that says what went wrong, out of the traceback that submitit hands on."""
+def message_of(error: Exception, printed: str) -> str:
+    """The line that says what went wrong, out of the traceback that submitit hands on, or, where a job has ended without
+    one, out of what it has printed, which begins as a command's message does."""
     lines = str(error).strip().splitlines()
     named = [line.partition(": ")[2] for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
-    return (named or lines)[-1]
+    told = [line.removeprefix("error: ") for line in printed.splitlines() if line.startswith("error: ")]
+    return (named or told or lines)[-1]
 
 
 def main(args) -> list[str]:
     """Submit; returns the jobs' ids."""
+    check_cluster(args)
     jobs = build_jobs(args)
     settings = parameters(args, max(workers_of(job.parse()[1]) for job, _ in jobs))
     root = Path(os.path.commonpath([folder for _, folder in jobs]))
     if args.dry_run:
         size = {"map_count": len(jobs)} if len(jobs) > 1 else {}
-        say(_make_sbatch_string(command="(submitit's task)", folder=root / "jobs" / "%j", **settings, **size))
+        if args.where == "slurm":
+            say(_make_sbatch_string(command="(submitit's task)", folder=root / "jobs" / "%j", **settings, **size))
         for job, _ in jobs:
-            say(f"# main_{job.stage}.py {' '.join(job.argv)}")
+            say(f"# main_{job.stage}.py {shlex.join(job.argv)}")
         return []
     folder = root / "jobs" / f"{datetime.datetime.now():%Y%m%d-%H%M%S-%f}"
     if args.where == "local":

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 from util.args import PROJECT
+from util.provenance import REVISION, git_revision
 
 LARGEST_NEW = 1 << 20  # bytes of a file that git does not know; larger ones are data, not code
 
@@ -13,13 +14,15 @@ def take(folder: Path) -> Path:
     """Copy the project's files below `folder`, and return where they are.
 
     In a git checkout these are the tracked files as they stand in the working tree, and small new ones that git does not
-    ignore; elsewhere all files but hidden ones, runs and caches.
+    ignore; elsewhere all files but hidden ones, runs and caches. The revision, which a copy cannot ask git for, lies beside
+    them.
     """
     folder.mkdir(parents=True)
     for name in project_files():
         source, target = PROJECT / name, folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source, target)
+    (folder / REVISION.name).write_text(f"{git_revision() or ''}\n")
     return folder
 
 

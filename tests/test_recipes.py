@@ -70,6 +70,7 @@ def test_every_recipe_is_its_own_card(path):
     head = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert head[0].startswith(f"# Stage {1 if stage_of(path) == 'pretrain' else 2} of ")
     assert sum(line.startswith("# Expected: ") for line in head) == sum(line.startswith("# Cost: ") for line in head) == 1
+    assert re.search(r"\(A100\)|two cores of an AMD EPYC", next(line for line in head if line.startswith("# Cost: ")))
     if path.parent.name in BIG:
         assert re.search(r"Tables? \d", head[0]) and sum(line.startswith("# Hardware: ") for line in head) == 1
         args = read(path)

@@ -110,7 +110,8 @@ def test_every_job_builds(scale, monkeypatch):
 @pytest.mark.parametrize("scale", reproduce.SCALES)
 def test_every_printed_command_parses_as_its_job(scale, capsys, tmp_path):
     run("all", "--scale", scale, "--dry_run", "--where", "local", "--output_dir", tmp_path)
-    lines, jobs = capsys.readouterr().out.splitlines(), all_jobs(scale)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("python main_")]
+    jobs = all_jobs(scale)
     assert len(lines) == len(jobs) == len(set(lines))
     for job, line in zip(jobs, lines, strict=True):
         python, script, *words = shlex.split(line)
@@ -183,6 +184,12 @@ def test_list_says_what_is_needed_and_what_is_finished(tmp_path, capsys):
     (["table3", "--scale", "small"], "table3 has no version at --scale small; those that have one: table2, "),
     (["figure3", "--data_path", "DIR"], "takes NAME=DIR with NAME of imagenet_lt, .*, not 'DIR'"),
     (["figure3", "--data_path", "embedded=DIR"], "not 'embedded=DIR'"),
+    (["figure3", "--list", "--report", "--dry_run"], "--list and --report and --dry_run print different things: give one"),
+    (["figure3", "--batch_size", 0, "--dry_run"], "--batch_size must be at least 1, not 0"),
+    (["figure3", "--num_workers", -1, "--dry_run"], "--num_workers must be at least 0, not -1"),
+    (["figure3", "--list", "--images_per_second", 0], "--images_per_second must be a finite number above 0, not 0"),
+    (["figure3", "--list", "--images_per_second", -5], "--images_per_second must be a finite number above 0, not -5"),
+    (["figure3", "--dry_run", "--nodes", 0], "--nodes must be at least 1, not 0"),
     (["figure3", "--scale", "small", "--where", "local"], "no folder data/cifar100_folder for CIFAR-100-LT.*: give --data_path "
      "cifar100_folder=DIR")])
 def test_mistakes(words, message, tmp_path, monkeypatch):
@@ -193,11 +200,28 @@ def test_mistakes(words, message, tmp_path, monkeypatch):
 
 def test_commands_for_a_cluster(capsys, tmp_path):
     run("figure3", "--dry_run", "--gpus_per_node", 8, "--partition", "gpu", "--batch_size", 32, "--output_dir", tmp_path)
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[:4] for line in lines[:2]] == [["python", "-m", "submit.slurm", stage] for stage in STAGES]
-    assert all(line.endswith("--batch_size 32 --gpus_per_node 8 --partition gpu") for line in lines)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "submit.slurm" in line]
+    assert [line.split("=$(")[-1].split()[:4] for line in lines[:2]] == [["python", "-m", "submit.slurm", stage]
+                                                                         for stage in STAGES]
+    assert len(lines) > 2 and all(" --batch_size 32 --gpus_per_node 8 --partition gpu" in line for line in lines)
     run("figure3", "--dry_run", "--where", "local", "--gpus_per_node", 8)
-    assert capsys.readouterr().out.startswith("torchrun --nproc_per_node 8 main_pretrain.py @recipes/places_lt/pretrain.args")
+    assert "\ntorchrun --nproc_per_node 8 main_pretrain.py @recipes/places_lt/pretrain.args" in capsys.readouterr().out
+
+
+def test_numbers_of_tables_without_groups():
+    """Tables 1, 5 and 7, in which no number follows from others."""
+    def numbers(table, columns):
+        return {row.name: [row.cells[column].paper for column in columns] for row in table.rows}
+    assert numbers(studies.table1(), ("BAL", "LT")) == {"ViT": [38.7, 31.6], "DeiT III": [67.2, 48.4], "MAE": [69.2, 54.5]}
+    five = numbers(studies.table5(), ("many", "med.", "few", "all", "ECE", "MCE"))
+    assert {name: values for name, values in five.items() if None not in values} == {
+        "BAL, CE": [63.7, 57.1, 52.4, 55.9, 1.2, 3.4], "LT, CE": [64.5, 57.5, 52.7, 56.4, 1.2, 3.1],
+        "BAL, Bal-BCE": [53.3, 58.8, 60.7, 59.0, 0.8, 1.6], "LT, Bal-BCE": [56.5, 60.8, 61.6, 60.7, 1.0, 2.9]}
+    columns = ("CIFAR-10-LT 100", "CIFAR-10-LT 10", "CIFAR-100-LT 100", "CIFAR-100-LT 10")
+    assert numbers(studies.table7(), columns) == {
+        "CE": [79.2, 89.5, 50.9, 66.1], "CB": [82.0, 89.9, 52.0, 66.8], "LDAM": [78.6, 88.6, 52.56, 66.1],
+        "LADE": [68.8, 81.7, 56.7, 68.2], "IB": [75.4, 79.2, 50.8, 51.6], "Bal-CE": [84.4, 90.7, 56.8, 68.1],
+        "Bal-BCE": [86.3, 91.3, 58.2, 69.2]}
 
 
 def test_numbers_of_the_paper():

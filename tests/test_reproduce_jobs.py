@@ -1,6 +1,7 @@
 """Jobs of tables and figures: what names them, and how they are handed in."""
 # ruff: noqa: E402
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -29,6 +30,19 @@ def test_a_job_is_named_by_what_decides_its_result():
     others += [Job(job.run, 1), Job(finetune("embedded/finetune"), 0), Job(replace(job.run, data="fashion_10"), 0),
                Job(replace(job.run, after=pretrain("embedded/pretrain", "--mask_ratio", 0.5)), 0)]
     assert len({one.hash for one in (job, *others)}) == 1 + len(others)
+
+
+def test_another_micro_batch_is_another_run_where_it_is_asked_for():
+    """Mixed pairs and masks are drawn a micro-batch; a recipe that says its batch, and not its step, keeps it."""
+    run = finetune("imagenet_lt/finetune", after=pretrain("imagenet_lt/pretrain"))
+    job = Job(run, 0)
+    assert Job(run.after, 0, job.after.parse().batch_size).hash == job.after.hash
+    other = Job(run, 0, 16)
+    assert other.after.batch_size == 16 and len({job.hash, job.after.hash, other.hash, other.after.hash}) == 4
+    assert other.argv(Path("out"), {"imagenet_lt": "d"})[-2:] == ["--batch_size", "16"] and other.parse().batch_size == 16
+    small = finetune("embedded/finetune", after=pretrain("embedded/pretrain"))
+    assert Job(small, 0, 16).hash == Job(small, 0).hash and Job(small, 0, 16).parse().batch_size == 64
+    assert [one.hash for one in jobs_of([run], [0], 16)] == [other.after.hash, other.hash]
 
 
 def test_a_flag_that_a_later_version_adds_leaves_finished_runs_their_name(monkeypatch):
@@ -85,6 +99,16 @@ def test_what_waits_for_one_job_is_one_array(tmp_path, monkeypatch):
     assert after == {**names, str(tmp_path / done.folder): None}
 
 
+def test_from_another_folder(tmp_path, monkeypatch):
+    handed = Handed()
+    monkeypatch.setattr(reproduce.slurm, "submit_to_slurm", handed)
+    monkeypatch.chdir(tmp_path)
+    run("table2", "--scale", "small", "--output_dir", "out")
+    monkeypatch.chdir("/")
+    folders = [one.parse()[1].output_dir for group, _ in handed for one, _ in group]
+    assert sorted(folders) == sorted(str(tmp_path / "out" / job.folder) for job in jobs_of(studies_small.table2().runs, [0]))
+
+
 def test_here_what_starts_from_a_failed_job_is_left_out(tmp_path, monkeypatch, capsys):
     def run_here(jobs, folder, tasks, side_by_side):
         for number, (_, place) in enumerate(jobs):
@@ -112,7 +136,7 @@ def test_wait_tells_how_the_clusters_jobs_ended(tmp_path, monkeypatch, capsys):
             if error is None:
                 place.mkdir()
                 (place / "metrics.json").write_text("{}")
-            made.append(SimpleNamespace(job_id=place.name, exception=lambda error=error: error,
+            made.append(SimpleNamespace(job_id=place.name, exception=lambda error=error: error, stderr=lambda: None,
                                         paths=SimpleNamespace(stderr="err")))
         return made
     monkeypatch.setattr(reproduce.slurm, "submit_to_slurm", submit_to_slurm)

@@ -43,6 +43,12 @@ def test_a_cell_holds_the_papers_number_and_ours(tmp_path):
     assert cell_text(Cell(None, A, "few"), Results(tmp_path, [0], True)) == f"- / {few:.1f}"
 
 
+def test_another_micro_batch_has_results_of_its_own(tmp_path):
+    run = finetune("imagenet_lt/finetune")
+    made_run(tmp_path / Job(run, 0, 16).folder)
+    assert [len(Results(tmp_path, [0], True, batch_size).metrics(run)) for batch_size in (None, 16)] == [0, 1]
+
+
 def test_a_group_that_a_set_has_not(tmp_path):
     made(tmp_path, A, 0, counts=[500, 400, 300, 200])
     assert cell_text(Cell(41.0, A, "few"), Results(tmp_path, [0], True)) == "41.0 / -"
@@ -107,6 +113,7 @@ def test_the_report_is_written_with_what_is_there(tmp_path, monkeypatch, capsys)
     reproduce.main(reproduce.get_args_parser().parse_args(words))
     text = (tmp_path / "reproduce.md").read_text()
     assert text.strip() in capsys.readouterr().out and "These are small versions" in text
+    assert "ECE and MCE are of the confidence that the loss trains, softmax for CE" in text
     sections = {part.splitlines()[0]: part for part in text.split("\n## ")[1:]}
     assert [title.split(":")[0] for title in sections] == ["Table 6", "Table 8", "Figure 1", "Figure 3", "Figure 5", "Figure 6",
                                                            "Figure 7"]

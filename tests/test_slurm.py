@@ -1,11 +1,14 @@
 """What is handed to SLURM, without one: the script, the sweep, the flags; and the same jobs on this machine."""
+import importlib.util
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.killing import STAGES
 from util.args import PROJECT
+from util.provenance import git_revision
 
 pytest.importorskip("submitit", reason="jobs are handed in by submitit, which is not installed")
 from submit import slurm, snapshot, sweep  # noqa: E402
@@ -65,11 +68,13 @@ def test_without_sbatch_it_says_so(tmp_path, monkeypatch):
 
 
 def test_paths_do_not_depend_on_the_folder():
-    found = slurm.absolute(["@recipes/embedded/finetune.args", "--output_dir", "runs/a", "--data_path", "pipe:cat x/{file}",
-                            "--test_prior", "uniform", "--finetune", "b.pth", "--tau", "1"])
+    found = slurm.absolute("finetune", ["--output_dir", "runs/a", "--data_path", "pipe:cat x/{file}", "--test_prior", "uniform",
+                                        "--finetune", "b.pth", "--tau=1", "--resume=c.pth", "--data_path=s3://x"])
     here = str(Path.cwd())
-    assert found == ["@recipes/embedded/finetune.args", "--output_dir", f"{here}/runs/a", "--data_path", "pipe:cat x/{file}",
-                     "--test_prior", "uniform", "--finetune", f"{here}/b.pth", "--tau", "1"]
+    assert found == ["--output_dir", f"{here}/runs/a", "--data_path", "pipe:cat x/{file}", "--test_prior", "uniform",
+                     "--finetune", f"{here}/b.pth", "--tau=1", "--resume", f"{here}/c.pth", "--data_path", "s3://x"]
+    with pytest.raises(ValueError, match="--output_dir is empty"):
+        slurm.absolute("finetune", ["--output_dir", ""])
 
 
 def test_the_snapshot_has_the_code_and_no_data(tmp_path):
@@ -77,6 +82,20 @@ def test_the_snapshot_has_the_code_and_no_data(tmp_path):
     for name in ("main_pretrain.py", "util/args.py", "recipes/embedded/pretrain.args", "datasets/embedded/__init__.py"):
         assert (code / name).read_bytes() == (PROJECT / name).read_bytes()
     assert not (code / ".git").exists() and not (code / "runs").exists()
+
+
+@pytest.mark.parametrize("revision", ["a" * 40 + "-dirty", None])
+def test_a_job_knows_the_revision_of_its_submission(tmp_path, monkeypatch, revision):
+    """Wherever the copy lies: within another git checkout, whose revision is not the code's, too."""
+    monkeypatch.setattr(snapshot, "git_revision", lambda: revision)
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    commit = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "--allow-empty", "-m", "another"]
+    subprocess.run(commit, check=True, cwd=tmp_path)
+    code = snapshot.take(tmp_path / "code")
+    spec = importlib.util.spec_from_file_location("copied_provenance", code / "util" / "provenance.py")
+    copied = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copied)
+    assert copied.git_revision() == revision
 
 
 def test_the_same_jobs_on_this_machine(tmp_path, capsys, monkeypatch):
@@ -89,6 +108,7 @@ def test_the_same_jobs_on_this_machine(tmp_path, capsys, monkeypatch):
     for ratio in (".5", ".75"):
         record = json.loads((tmp_path / f"mask_ratio_{ratio}" / "args.json").read_text())
         assert record["args"]["mask_ratio"] == float(ratio) and record["processes"] == 2
+        assert record["git"] == git_revision()
     with pytest.raises(SystemExit):
         run("pretrain", *few, "--output_dir", tmp_path / "bad", "--dataset", "folder", "--data_path", "/nowhere", "--where",
             "local")

@@ -1,6 +1,8 @@
 """Others' weights in stage 2: what --finetune loads of them and --eval scores with them, told in three lines."""
+import contextlib
 import json
 import re
+from signal import SIGTERM
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from datasets.loading import eval_loader
 from datasets.transforms import Normalize
 from tests.foreign import as_bare, as_folder, as_published, as_safetensors, small, small_mae, string_sorted
 from util.checkpoint import load_checkpoint
+from util.session import Session
+from util.signals import Stopped
 
 SMALL = ["--model", "vit_tiny_patch16", "--input_size", "16", "--patch_size", "4", "--embed_dim", "32", "--depth", "2",
          "--num_heads", "2", "--dataset", "folder", "--mean", ".3", ".3", ".3", "--std", ".2", ".2", ".2"]
@@ -149,6 +153,33 @@ def test_head_order_loads_the_head_for_finetuning_and_is_refused_for_own_checkpo
         finetune(tmp_path / "other", *flags, "--head_bias", "prior")
     with pytest.raises(ValueError, match="is of a head that is loaded: use it with --finetune"):
         finetune(tmp_path / "other", "--head_order", "official")
+
+
+@pytest.mark.parametrize(("epochs", "kept"), [(1, [1, 3]), (3, [3, 3])])
+def test_an_encoder_in_training_is_told_of_and_recorded(pretrain, finetune, tmp_path, capsys, monkeypatch, epochs, kept):
+    def stop(session):
+        if session.epoch == epochs < 3:
+            raise Stopped("told to stop", SIGTERM)
+
+    with monkeypatch.context() as patch, contextlib.suppress(Stopped):
+        patch.setattr(Session, "listen", stop)
+        pretrain(tmp_path / "mgp", "--model", "mae_vit_tiny_patch16", "--epochs", 3)
+    capsys.readouterr()
+
+    def save_and_stop(session):
+        session.save()
+        raise Stopped("told to stop", SIGTERM)
+
+    start = tmp_path / "mgp" / "last.pth"
+    with monkeypatch.context() as patch, contextlib.suppress(Stopped):  # within its first epoch
+        patch.setattr(Session, "listen", save_and_stop)
+        finetune(tmp_path / "bft", "--finetune", start)
+    warning = f"warning: {start} is of an encoder with 1 of 3 epochs behind it: its run has not ended"
+    assert (warning in capsys.readouterr().out.splitlines()) == (epochs < 3)
+    assert json.loads((tmp_path / "bft" / "args.json").read_text())["finetune_epochs"] == kept
+    finetune(tmp_path / "bft", "--finetune", start)
+    record = json.loads((tmp_path / "bft" / "args.json").read_text())
+    assert record["finetune_epochs"] == kept and [one["after_epochs"] for one in record["continued"]] == [0]
 
 
 def test_only_own_checkpoints_are_continued(finetune, tmp_path):

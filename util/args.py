@@ -37,26 +37,33 @@ class Parser(argparse.ArgumentParser):
         except ValueError as error:
             self.error(f"recipe line {line!r}: {error}; put values with quotes or blanks in double quotes")
 
-    def parse_args(self, args=None, namespace=None):
+    def expanded(self, words: list[str]) -> list[str]:
+        """Command-line words with every recipe replaced by the words that it holds."""
+        try:
+            return self._read_args_from_files(words)
+        except UnicodeDecodeError:
+            self.error(NO_TEXT)
+        except RecursionError:
+            self.error("a recipe names itself with @: leave that line out")
+
+    def parse_known_args(self, args=None, namespace=None):
         """As argparse, and `given` tells which flags were given and which have their default."""
         namespace, unset = argparse.Namespace() if namespace is None else namespace, object()
         defaults = {action.dest: action.default for action in self._actions
                     if action.default is not argparse.SUPPRESS and not hasattr(namespace, action.dest)}
         for name in defaults:
             setattr(namespace, name, unset)
-        try:
-            args = super().parse_args(args, namespace)
-        except UnicodeDecodeError:
-            self.error(NO_TEXT)
-        except RecursionError:
-            self.error("a recipe names itself with @: leave that line out")
+        words = list(sys.argv[1:] if args is None else args)
+        args, others = super().parse_known_args(self.expanded(words) if self.fromfile_prefix_chars else words, namespace)
         args.given = [name for name in defaults if getattr(args, name) is not unset]
         for name in defaults.keys() - set(args.given):
             setattr(args, name, copy.copy(defaults[name]))
-        return args
+        return args, others
 
     def error(self, message: str):
-        self.exit(2, f"error: {message} (see python {Path(sys.argv[0]).name} --help)\n")
+        main = getattr(sys.modules["__main__"], "__spec__", None)  # None of a script, a module's with python -m
+        command = f"-m {main.name}" if main else Path(sys.argv[0]).name
+        self.exit(2, f"error: {message} (see python {command} --help)\n")
 
 
 def add_run_flags(parser: Parser) -> None:

@@ -9,9 +9,16 @@ import timm
 import torch
 import torchvision
 
+REVISION = Path(__file__).parent.parent / "git_revision.txt"  # in a copy of the code, which has no .git (submit/snapshot.py)
+
 
 def git_revision() -> str | None:
-    """Commit of the code that runs, with "-dirty" where tracked files differ; None outside a git checkout."""
+    """Commit of the code that runs, with "-dirty" where tracked files differ; None outside a git checkout.
+
+    A copy of the code that a job runs has the revision of its submission.
+    """
+    if REVISION.is_file():
+        return REVISION.read_text().strip() or None
     try:
         run = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], capture_output=True,
                              text=True, check=True, cwd=Path(__file__).parent)

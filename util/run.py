@@ -190,9 +190,10 @@ class RunFolder:
         record = {"args": settings, **derived, "git": git_revision(), "versions": versions(),
                   "slurm_job": slurm_job(), "continued": []}
         begun = self._record()
-        if log_lines and begun is None:
+        continued = self.last.exists() or previous_of(self.last).exists()
+        if continued and begun is None:
             say(f"warning: {self.path / 'args.json'} is missing or cannot be read: it is written as of now")
-        if log_lines and begun:
+        if continued and begun:
             # What the run began with stays; a continuation stands behind it, and a finished run has none.
             names = ("git", "versions", "device", "processes", "slurm_job")
             now = {"after_epochs": epoch, **{key: record[key] for key in names if key in record}}

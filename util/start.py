@@ -15,23 +15,41 @@ from util.weights import Weights, by_official_ids, open_weights, tell
 NEEDED = ("dataset", "model", "input_size", "loss")
 
 
-def start_weights(args, settings: dict, model: nn.Module, criterion: nn.Module, class_names: list[str]) -> str:
-    """The head's bias, and the weights of --finetune; returns words that say what was loaded."""
+def start_weights(args, settings: dict, model: nn.Module, criterion: nn.Module,
+                  class_names: list[str]) -> tuple[str, dict]:
+    """The head's bias, and the weights of --finetune.
+
+    Returns words that say what was loaded, and what args.json keeps of it: finetune_epochs, [epochs behind the weights, all
+    of their run's], None of random and others' weights.
+    """
     if args.head_bias == "prior":
         bias = criterion.initial_bias()
         with torch.no_grad():
             model.head.bias.copy_(bias)
-    return load_start(args, settings, model, class_names) if args.finetune else "random weights"
+    if not args.finetune:
+        return "random weights", {"finetune_epochs": None}
+    weights = open_weights(args.finetune)
+    return load_start(args, weights, settings, model, class_names), {"finetune_epochs": epochs_of(weights)}
 
 
-def load_start(args, settings: dict, model: nn.Module, class_names: list[str]) -> str:
+def epochs_of(weights: Weights) -> list[int] | None:
+    """[epochs behind them, all of their run's]; None where nothing says so. A line warns where the first are fewer."""
+    if not weights.checkpoint or weights.epochs is None:
+        return None
+    done, whole = weights.epochs, weights.checkpoint["args"]["epochs"]
+    if done < whole:
+        what = "an encoder" if weights.checkpoint["stage"] == "pretrain" else "a classifier"
+        say(f"warning: {weights.path} is of {what} with {done} of {whole} epochs behind it: its run has not ended")
+    return [done, whole]
+
+
+def load_start(args, weights: Weights, settings: dict, model: nn.Module, class_names: list[str]) -> str:
     """Load --finetune's encoder into the classifier; three lines say what was loaded.
 
     With --head_order its head too, and all of a classifier of the same classes in the same order that this project trained.
 
     Returns words for the line of the run. settings: flags of this run, for a note where its images are prepared otherwise.
     """
-    weights = open_weights(args.finetune)
     if weights.checkpoint:
         trained = weights.checkpoint["args"]
         tell_differences(settings, trained, ("mean", "std"), args.finetune)
