@@ -231,7 +231,7 @@ def test_a_queued_job_keeps_the_code_of_its_submission(tmp_path):
     wait_until(lambda: (here / "seed_0").exists() or both.poll())
     edit("of later")
     ask("scontrol", "release", gate)
-    assert both.wait(240) == 0, (tmp_path / "local.txt").read_text()
+    assert both.wait(400) == 0, (tmp_path / "local.txt").read_text()
     assert ended_well(job)
     texts = [printed(out, job), *(path.read_text() for path in sorted(here.glob("jobs/*/*/*_0_log.out")))]
     assert [re.findall("^code (.*)$", text, re.MULTILINE) for text in texts] == [["of the submission"]] * 3
