@@ -39,8 +39,9 @@ test-large: $(READY_DEV)  ## the tests of official-size lists: minutes, half a m
 
 # The state folder's path has to be short, and the cluster stops whatever the tests say.
 test-slurm: $(READY_DEV)  ## the tests on a real SLURM of this machine, which is installed (Debian, root) and started for them
-	lab=$$(mktemp -d /tmp/slurm-XXXXXX) && export SLURM_LAB=$$lab SLURM_NODE_PREFIX=127.0.0. && tests/slurm/start.sh && \
-	trap "tests/slurm/stop.sh; rm -rf $$lab" EXIT && . $$lab/env.sh && $(RUN) -m pytest -m slurm tests/slurm $(TESTS)
+	lab=$$(mktemp -d /tmp/slurm-XXXXXX) && export SLURM_LAB=$$lab SLURM_NODE_PREFIX=127.0.0. && \
+	trap "tests/slurm/stop.sh; rm -rf $$lab" EXIT && trap "exit 130" INT TERM && tests/slurm/start.sh && \
+	. $$lab/env.sh && $(RUN) -m pytest -m slurm tests/slurm $(TESTS)
 
 lint: $(READY_DEV)  ## ruff
 	$(RUN) -m ruff check .
