@@ -1,10 +1,12 @@
 """How a run is stopped where it waits or scores, what it keeps of having gone back, and a disk that refuses its results."""
 import io
 import json
+import multiprocessing
 import os
 import signal
 
 import pytest
+import torch
 
 from tests.killing import differences
 from tests.processes import Processes
@@ -73,6 +75,63 @@ def test_a_signal_during_an_evaluation_is_heard_in_it(tmp_path, flags):  # noqa:
     again = Processes(tmp_path, [flags("finetune", tmp_path / "cut", "--epochs", 3)])
     assert again.end() == whole.end() == {0: 0}, again.output()
     assert not differences(tmp_path / "whole", tmp_path / "cut")
+
+
+def told_in_a_worker(number, kind, then=None):
+    """For `before`: a worker that starts to load images of a `kind` gets a signal as early as Python can send it one, and
+    then the process that trains does, as where a whole group of processes is told.
+    """
+    import datasets.loading
+    multiprocessing.set_start_method("fork", force=True)  # as the command does, and not from a server that its tests have
+    begin = datasets.loading.one_thread
+
+    def told(worker):
+        images = torch.utils.data.get_worker_info().dataset
+        if worker == 0 and isinstance(getattr(images, "dataset", images), getattr(datasets.loading, kind)):
+            os.kill(os.getpid(), number)
+            os.kill(multiprocessing.parent_process().pid, number)
+            if then:
+                os.kill(os.getpid(), then)
+        begin(worker)
+    datasets.loading.one_thread = told
+
+
+def told_by_sigterm(rank):
+    """Where training starts its workers."""
+    told_in_a_worker(signal.SIGTERM, "TrainImages")
+
+
+def told_by_sigint(rank):
+    """Once, though a worker gets it too; a second one would end the process before its step has ended."""
+    import util.signals
+    util.signals.LEAVE_SECONDS = 0.0
+    told_in_a_worker(signal.SIGINT, "TrainImages")
+
+
+def told_by_sigterm_scoring(rank):
+    """Where an evaluation starts its own."""
+    told_in_a_worker(signal.SIGTERM, "EvalImages")
+
+
+def killed_after_sigterm(rank):
+    """And one of them is killed then."""
+    told_in_a_worker(signal.SIGTERM, "TrainImages", signal.SIGKILL)
+
+
+def killed_after_sigterm_scoring(rank):
+    """And one of them is killed then, in an evaluation."""
+    told_in_a_worker(signal.SIGTERM, "EvalImages", signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("before", "stood"), [
+    (told_by_sigterm, (0, 1)), (told_by_sigint, (0, 1)), (told_by_sigterm_scoring, (0, 6)), (killed_after_sigterm, (0, 0)),
+    (killed_after_sigterm_scoring, (0, 6))])
+def test_a_signal_to_the_whole_job_while_its_workers_start_stops_it_as_ever(tmp_path, flags, before, stood):  # noqa: F811
+    job = flags("finetune", tmp_path / "run", "--epochs", 3, "--num_workers", 2)
+    run = Processes(tmp_path, [job], before=before)
+    assert run.end(30) == {0: 75}, run.output()
+    progress = load_checkpoint(tmp_path / "run" / "last.pth")["progress"]
+    assert (progress["epoch"], progress["step"]) == stood
 
 
 # --- going back ---
