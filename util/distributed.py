@@ -22,6 +22,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from util import signals
 from util.launch import Launch, read_environment
 
 WATCH_SECONDS = 1.0  # between two looks at whether another process has failed
@@ -239,7 +240,10 @@ def open_store(launch: Launch, timeout: float, master: bool):
 
 
 def meet(launch: Launch, timeout: float):
-    """Wait until every process has come, and return the store. ValueError names those that have not."""
+    """Wait until every process has come, and return the store. ValueError names those that have not.
+
+    Raises Stopped after a signal, since who waits here has nothing to save.
+    """
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # then torchrun holds the store
     store = dist.PrefixStore(prefix(), open_store(launch, timeout, master=launch.rank == 0 and not agent))
     end = time.monotonic() + timeout
@@ -251,6 +255,9 @@ def meet(launch: Launch, timeout: float):
                 raise ValueError(f"waited {timeout:g} s, and {len(missing)} of {launch.size} processes did not come: "
                                  f"{', '.join(map(str, missing))} (process {here} is on {store.get(f'here/{here}').decode()}): "
                                  "look at their own output, or allow more with --dist_timeout")
+            if number := signals.received():
+                raise signals.Stopped(f"{signals.signal.Signals(number).name}: stopped before process "
+                                      f"{', '.join(map(str, missing))} had come; the same command starts the run", number)
             time.sleep(0.05)
     except NoAnswer as error:
         raise ValueError(f"process {launch.rank} of {launch.size} waited for the others, and process 0 hangs ({error}): "

@@ -51,6 +51,7 @@ def remembered():
         for number, handler in zip(CAUGHT, before, strict=True):
             signal.signal(number, handler or signal.SIG_DFL)
         signal.set_wakeup_fd(told_before)
+        _received.clear()
         os.write(tell, bytes([0]))  # not closed: a forked child may hold a copy of it open
         watch.join()
         os.close(tell)
