@@ -5,8 +5,9 @@ import torch
 from timm.data.mixup import Mixup, mixup_target
 from torch import nn
 
+from util import signals
 from util.distributed import World
-from util.loop import epoch_record, micro_batches
+from util.loop import epoch_record, micro_batches, worker_deaths
 from util.lr import Schedule
 from util.run import progress
 from util.seed import seeded
@@ -64,9 +65,12 @@ def evaluate(model: nn.Module, loader, normalize, device: torch.device, amp: tor
     """
     world = world or World()
     model.eval()
-    logits, labels, batches = [], [], iter(loader)
+    logits, labels = [], []
+    with signals.held():  # this starts the workers
+        batches = iter(loader)
     for _ in progress(range(world.agree(len(loader))), len(loader), "evaluation"):
-        batch = next(batches, None)
+        with worker_deaths(between if world.size == 1 else None):
+            batch = next(batches, None)
         if batch is not None:
             images = normalize(batch[0].to(device, non_blocking=True))
             with torch.autocast(device.type, dtype=amp, enabled=amp is not None):

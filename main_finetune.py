@@ -161,8 +161,12 @@ def write_results(run: RunFolder, result: dict, logits, labels, images: ImageSet
 def main(args) -> dict:
     """Run stage 2 or --eval; returns the metrics of the evaluation (the last epoch's after training)."""
     check_finetune(args)
-    if args.eval:
-        return evaluate_checkpoint(args)
+    return evaluate_checkpoint(args) if args.eval else finetune(args)
+
+
+@signals.remembered()
+def finetune(args) -> dict:
+    """Run stage 2; returns the metrics of the last epoch."""
     machine = set_up(args)
     world = machine.world
     train, test = load_for_training(args)
@@ -202,18 +206,19 @@ def main(args) -> dict:
         return train_one_epoch(criterion, loader, normalize, erase, targets, stepper, plan, schedule, epoch, args.seed,
                                args.log_every, first_step, after_step)
 
-    def score_now(between: Callable[[], None] | None = None):
-        return score(stepper.trained, criterion, test_loader, normalize, machine, train.group_counts, len(test), between)
+    def score_now():
+        return score(stepper.trained, criterion, test_loader, normalize, machine, train.group_counts, len(test),
+                     session.listen)
 
     def finish(epoch: int, record: dict) -> dict:
         nonlocal scored
         if (epoch + 1) % args.eval_every == 0 or epoch + 1 == args.epochs:
-            scored = score_now(session.listen)
+            scored = score_now()
             record["eval"] = {key: scored[0][key] for key in ("overall", "many", "medium", "few", "ece", "mce")}
         return {**record, **run.log_bad_images(train)}
 
-    with signals.remembered():
-        session.train(args.epochs, train_epoch, finish)
+    session.listen()  # to what came since the start
+    session.train(args.epochs, train_epoch, finish)
 
     # A finished run that is started again has trained nothing, so its weights are scored once more.
     result, logits, labels = scored or score_now()

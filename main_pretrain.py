@@ -88,6 +88,7 @@ def show_reconstructions(model, images: ImageSet, normalize: Normalize, args, ru
     say(f"wrote {path}")
 
 
+@signals.remembered()
 def main(args) -> dict:
     """Run stage 1; returns the last epoch's record."""
     machine = set_up(args)
@@ -115,8 +116,8 @@ def main(args) -> dict:
         return train_one_epoch(loader, normalize, stepper, plan, schedule, epoch, args.mask_ratio, args.seed, args.log_every,
                                first_step, after_step)
 
-    with signals.remembered():
-        session.train(args.epochs, train_epoch, lambda epoch, record: {**record, **run.log_bad_images(images)})
+    session.listen()  # to what came since the start
+    session.train(args.epochs, train_epoch, lambda epoch, record: {**record, **run.log_bad_images(images)})
 
     last = world.from_first(run.records()[-1] if world.first else None)
     with writing(run.path):

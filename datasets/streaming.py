@@ -135,7 +135,9 @@ class ShardBatches:
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         wanted, batch, skipped = len(self), None, self.batch_sampler.skipped * CHUNK
-        for batch in cut(self.chunks, self.batch_size, self.num_samples - skipped, self.pin_memory,
+        with signals.held():  # the first time this starts the workers
+            chunks = iter(self.chunks)
+        for batch in cut(chunks, self.batch_size, self.num_samples - skipped, self.pin_memory,
                          self.batch_sampler.left_out - skipped):
             yield batch
             wanted -= 1

@@ -2,6 +2,8 @@
 import json
 import shutil
 import signal
+import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 from tests.conftest import DECODER, TINY
 from tests.processes import Processes
 from util.checkpoint import load_checkpoint
+from util.distributed import World
 
 MAE, VIT = ["--model", "mae_vit_tiny_patch16"], ["--model", "vit_tiny_patch16"]
 # 41 images in micro-batches of 11: a step an epoch, 4 micro-batches, the last one short.
@@ -233,15 +236,38 @@ def test_a_process_that_is_killed_ends_the_others_and_is_named(tmp_path, flags):
     assert "Traceback" not in run.output()
 
 
-def test_a_process_that_hangs_ends_the_others_in_time_and_is_named(tmp_path, flags):
+@pytest.mark.parametrize(("hung", "words"), [(1, ["error: process 1 (", "of 2 died or hangs: look at its own output"]),
+                                             (0, ["error: process 0", " answer"])])
+def test_a_process_that_hangs_ends_the_others_in_time_and_is_named(tmp_path, flags, hung, words):
     job = ["--epochs", 5000, "--save_every", 5000, "--dist_timeout", 5]
     run = Processes(tmp_path, [flags("pretrain", tmp_path / "run", *job)], 2)
     run.wait_for(lambda: "epoch   1" in run.output())
-    run.kill(1, signal.SIGSTOP)
-    run.running[0].join(40)
-    run.kill(1, signal.SIGKILL)
-    assert run.end() == {0: 1, 1: -9}
-    assert "error: process 1 (" in run.output() and "of 2 died or hangs: look at its own output" in run.output()
+    run.kill(hung, signal.SIGSTOP)  # the first one holds the store that the others ask
+    run.running[1 - hung].join(40)
+    run.kill(hung, signal.SIGKILL)
+    assert run.end() == {1 - hung: 1, hung: -9}
+    assert all(word in run.output(1 - hung) for word in words), run.output(1 - hung)
+
+
+def test_the_watcher_ends_a_process_whose_store_hangs(monkeypatch, capsys):
+    class Ended(BaseException):
+        """Stands for the end of the process."""
+
+    def end(code):
+        raise Ended(code)
+    asked, hung = [], threading.Event()
+
+    def check(keys):
+        asked.append(keys)
+        return len(asked) > 2 and not hung.wait()  # twice it answers
+    monkeypatch.setattr("util.distributed.WATCH_SECONDS", .01)
+    monkeypatch.setattr("util.distributed.GRACE_SECONDS", .01)
+    monkeypatch.setattr("os._exit", end)
+    with pytest.raises(Ended, match="1"):
+        World(rank=1, size=2, timeout=.1).watch(SimpleNamespace(check=check))
+    hung.set()
+    assert len(asked) == 3 and "process 0 on its host failed, so process 1 ends too: no answer for 0.1 s, it died or hangs" \
+        in capsys.readouterr().err
 
 
 def test_a_process_that_does_not_come_is_named(tmp_path, flags):

@@ -28,11 +28,12 @@ def test_the_first_host_of_slurms_list(nodes, host):
 def test_an_environment_that_is_set_in_part_is_refused_with_both_lists(launcher):
     for name in launcher:
         partly = {key: value for key, value in launcher.items() if key != name}
-        if name == "SLURM_STEP_NUM_TASKS":
-            assert read_environment(partly) == Launch()  # a batch script
-            continue
         with pytest.raises(ValueError, match=f"is set in part: .*; {name} missing"):
             read_environment(partly)
+    batch = {"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "5"}  # a script's own
+    assert read_environment(batch) == Launch()
+    with pytest.raises(ValueError, match="SLURM_PROCID=1, SLURM_LOCALID=1, SLURM_JOB_ID=5; SLURM_STEP_NUM_TASKS, SLURM_STEP_N"):
+        read_environment({**batch, "SLURM_PROCID": "1", "SLURM_LOCALID": "1"})
     first = next(iter(launcher))
     with pytest.raises(ValueError, match=f"{first} must be a whole number, not 'x'"):
         read_environment({**launcher, first: "x"})

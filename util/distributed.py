@@ -8,21 +8,54 @@ No flag is needed: the launcher's environment variables decide. Gradients meet o
 what the processes agree about (signals, errors, results) always goes over the CPU.
 """
 import json
+import math
 import os
+import queue
 import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
+from util import signals
 from util.launch import Launch, read_environment
 
 WATCH_SECONDS = 1.0  # between two looks at whether another process has failed
 GRACE_SECONDS = 5.0  # for the others to say that they are alive, once one does not answer
+
+
+class NoAnswer(dist.DistError):
+    """The store has not answered: the process that holds it hangs, or its host does."""
+
+
+def answer(ask: Callable, seconds: float):
+    """ask(), a call to the store, which for most calls has no limit of its own. NoAnswer after so many seconds.
+
+    Counted in short waits, so that no time counts in which this process itself was stopped.
+    """
+    found = queue.SimpleQueue()
+
+    def asked() -> None:
+        try:
+            found.put((ask(), None))
+        except Exception as error:  # to be raised where it was asked
+            found.put((None, error))
+    threading.Thread(target=asked, daemon=True).start()
+    waits = max(1, math.ceil(seconds / WATCH_SECONDS))
+    for _ in range(waits):
+        try:
+            value, error = found.get(timeout=seconds / waits)
+        except queue.Empty:
+            continue
+        if error:
+            raise error
+        return value
+    raise NoAnswer(f"no answer for {seconds:g} s")
 
 
 @dataclass
@@ -96,7 +129,7 @@ class World:
         mine = json.dumps([self.rank, code, message, socket.gethostname()])
         self._stop.set()
         try:
-            found = self.store.compare_set("failed", "", mine).decode()
+            found = answer(lambda: self.store.compare_set("failed", "", mine).decode(), GRACE_SECONDS)
         except dist.DistError:
             return None
         if self.first:
@@ -108,18 +141,24 @@ class World:
         """Which processes do not answer, in words, after a collective has failed with `error`."""
         asked = f"the others could not be reached ({str(error).splitlines()[0][:200]})"
         try:
-            self.store.set(f"alive/{self.rank}", "yes")
+            answer(lambda: self.store.set(f"alive/{self.rank}", "yes"), GRACE_SECONDS)
             end = time.monotonic() + GRACE_SECONDS
-            while missing := [r for r in range(self.size) if not self.store.check([f"alive/{r}"])]:
+            while missing := answer(self._silent, GRACE_SECONDS):
                 if time.monotonic() > end:
                     break
                 time.sleep(0.05)
-            hosts = ", ".join(f"{r} ({self.store.get(f'here/{r}').decode()})" for r in missing)
+            hosts = ", ".join(f"{r} ({answer(lambda r=r: self.store.get(f'here/{r}').decode(), GRACE_SECONDS)})"
+                              for r in missing)
         except dist.DistError:
-            return f"the first process does not answer, and {asked}"
+            return (f"process 0, or the torchrun that it was started by, does not answer, and {asked}: look at its own output "
+                    "for the reason")
         if not missing:
             return asked
         return f"process {hosts} of {self.size} died or hangs: look at its own output for the reason"
+
+    def _silent(self) -> list[int]:
+        """The processes that have not said that they are alive."""
+        return [rank for rank in range(self.size) if not self.store.check([f"alive/{rank}"])]
 
     def close(self) -> None:
         """Wait for the others and leave together."""
@@ -131,12 +170,18 @@ class World:
         _world = World()
 
     def watch(self, store) -> None:
-        """In a thread of its own: end this process when another has failed, wherever this one waits meanwhile."""
+        """In a thread of its own: end this process when another has failed, or the first one does not answer for the
+        time-out, wherever this one waits meanwhile.
+        """
+        def look() -> bytes | None:
+            return store.get("failed") if store.check(["failed"]) else None
         while not self._stop.wait(WATCH_SECONDS):
             try:
-                if not store.check(["failed"]):
+                if not (found := answer(look, self.timeout)):
                     continue
-                rank, code, message, host = json.loads(store.get("failed").decode())
+                rank, code, message, host = json.loads(found.decode())
+            except NoAnswer as error:
+                rank, code, message, host = 0, 1, f"{error}, it died or hangs", "its host"
             except dist.DistError:
                 rank, code, message, host = 0, 1, "it is gone without a word", "its host"
             if rank == self.rank or self._stop.wait(GRACE_SECONDS):
@@ -195,19 +240,28 @@ def open_store(launch: Launch, timeout: float, master: bool):
 
 
 def meet(launch: Launch, timeout: float):
-    """Wait until every process has come, and return the store. ValueError names those that have not."""
+    """Wait until every process has come, and return the store. ValueError names those that have not.
+
+    Raises Stopped after a signal, since who waits here has nothing to save.
+    """
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # then torchrun holds the store
     store = dist.PrefixStore(prefix(), open_store(launch, timeout, master=launch.rank == 0 and not agent))
     end = time.monotonic() + timeout
     try:
-        store.set(f"here/{launch.rank}", socket.gethostname())
-        while missing := [rank for rank in range(launch.size) if not store.check([f"here/{rank}"])]:
+        answer(lambda: store.set(f"here/{launch.rank}", socket.gethostname()), timeout)
+        while missing := answer(lambda: [rank for rank in range(launch.size) if not store.check([f"here/{rank}"])], timeout):
             if time.monotonic() > end:
                 here = next(r for r in range(launch.size) if r not in missing)
                 raise ValueError(f"waited {timeout:g} s, and {len(missing)} of {launch.size} processes did not come: "
                                  f"{', '.join(map(str, missing))} (process {here} is on {store.get(f'here/{here}').decode()}): "
                                  "look at their own output, or allow more with --dist_timeout")
+            if number := signals.received():
+                raise signals.Stopped(f"{signals.signal.Signals(number).name}: stopped before process "
+                                      f"{', '.join(map(str, missing))} had come; the same command starts the run", number)
             time.sleep(0.05)
+    except NoAnswer as error:
+        raise ValueError(f"process {launch.rank} of {launch.size} waited for the others, and process 0 hangs ({error}): "
+                         "look at its own output for the reason") from None
     except dist.DistError:
         raise ValueError(f"process {launch.rank} of {launch.size} waited for the others, and process 0 has left meanwhile: "
                          "look at its own output for the reason") from None

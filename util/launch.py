@@ -28,8 +28,8 @@ def read_environment(environ=os.environ) -> Launch:
     if any(name in environ for name in TORCHRUN[:3]):
         require(environ, TORCHRUN, "torchrun")
         return Launch(*numbers(environ, TORCHRUN[:3]), environ["MASTER_ADDR"], port_number(environ), "torchrun")
-    # SLURM_PROCID is there in a batch script too; only a step (srun) has a number of tasks.
-    if "SLURM_STEP_NUM_TASKS" in environ:
+    # SLURM_PROCID is there in a batch script too, as 0; only a step (srun) has a number of tasks, and further processes.
+    if "SLURM_STEP_NUM_TASKS" in environ or number({"SLURM_PROCID": "0", **environ}, "SLURM_PROCID"):
         require(environ, SLURM, "srun")
         rank, size, local = numbers(environ, SLURM[:3])
         # Several jobs may share a host; the job's number keeps their ports apart, below Linux's own range.

@@ -1,10 +1,13 @@
 """The loop over an epoch's micro-batches that both engines share."""
+import contextlib
+import functools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
+from util import signals
 from util.lr import Schedule, set_lr
 from util.run import progress, say
 from util.seed import derive_seed
@@ -34,11 +37,14 @@ def micro_batches(loader, stepper: Stepper, plan: StepPlan, schedule: Schedule, 
         stepper.start_epoch()
     told, parts = time.monotonic(), plan.micro_batches(first_step)
     loader.batch_sampler.set_epoch(epoch, [part.index for part in parts])
-    batches = on_device(progress(loader, len(parts), f"epoch {epoch}"), stepper.device)
+    with signals.held():  # the first time this starts the workers
+        batches = iter(loader)
+    batches = on_device(progress(batches, len(parts), f"epoch {epoch}"), stepper.device)
     step = None
     for part in parts:
         asked = time.perf_counter()
-        batch = next(batches)
+        with worker_deaths(functools.partial(after_step, part.step) if after_step and plan.processes == 1 else None):
+            batch = next(batches)
         stepper.clock.waited += time.perf_counter() - asked
         if part.step != step:
             step = part.step
@@ -57,6 +63,21 @@ def micro_batches(loader, stepper: Stepper, plan: StepPlan, schedule: Schedule, 
                 say(f"{where} of {plan.steps_per_epoch} steps: mean loss so far {loss}")
         if after_step:
             after_step(step + 1)
+
+
+@contextlib.contextmanager
+def worker_deaths(listen: Callable[[], None] | None):
+    """In the body, which takes a batch: call `listen` where a worker has died after this process was asked to stop.
+
+    A job that is ended loses its processes in any order. `listen` saves and raises Stopped; None where others would have to
+    take part, who wait elsewhere.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if listen and signals.received() and "DataLoader worker" in str(error):
+            listen()
+        raise
 
 
 def on_device(batches: Iterable, device: torch.device) -> Iterator[list[torch.Tensor]]:

@@ -51,6 +51,7 @@ def remembered():
         for number, handler in zip(CAUGHT, before, strict=True):
             signal.signal(number, handler or signal.SIG_DFL)
         signal.set_wakeup_fd(told_before)
+        _received.clear()
         os.write(tell, bytes([0]))  # not closed: a forked child may hold a copy of it open
         watch.join()
         os.close(tell)
@@ -87,19 +88,39 @@ def received() -> int:
     return _received[0] if _received else 0
 
 
+@contextlib.contextmanager
+def held():
+    """The signals of CAUGHT wait until the end of the body, in which processes that load images are started.
+
+    They are started with the signals held, and `ignore` takes over from there: a signal to the whole job in between would
+    end them, or be told by their copies of this process's handlers a second time.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # not on Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, CAUGHT)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def ignore() -> None:
     """For processes that load images: their parent decides when they end, and no signal that a whole job gets.
 
     The parent ends what is left of them by SIGTERM and waits until they have gone, so its own SIGTERM is told from
     another's by the sender. Where a system does not tell the sender, SIGTERM keeps its meaning.
     """
-    for number in CAUGHT:
-        if number != signal.SIGTERM:
-            signal.signal(number, signal.SIG_IGN)
+    others = [number for number in CAUGHT if number != signal.SIGTERM]
+    for number in others:
+        signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
-        # Not getppid: where workers are forked by a server, that is the server.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, others)  # where `held` has started this process; what waits is gone
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        # Not getppid: where workers are forked by a server, that is the server.
         threading.Thread(target=_obey_parent, args=(multiprocessing.parent_process().pid,), daemon=True).start()
+    elif hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, CAUGHT)
 
 
 def _obey_parent(parent: int) -> None:
