@@ -226,6 +226,32 @@ def test_the_floor_is_fitted_to_small_classes_whole():
     labels = np.repeat([0, 1, 2], [500, 40, 3])
     images = ArrayImages(np.zeros((543, 2, 2), np.uint8), labels, list("abc"), Record((.5,), (.5,)), np.arange(543), "made up")
     assert plan_floor.sample(images, 100).class_counts.tolist() == [57, 40, 3]
-    assert plan_floor.sample(images, 2).class_counts.tolist() == [1, 1, 1]
+    assert plan_floor.sample(images, 2).class_counts.tolist() == [2, 2, 2]  # one of them chooses C
     assert plan_floor.sample(images, 543) is images
     assert len(plan_floor.thinned(images, 100)) == 100
+
+
+def test_a_thousand_classes_and_more_have_a_floor(monkeypatch, capsys):
+    labels = np.repeat(np.arange(1001), 3)
+    images = ArrayImages(np.zeros((3003, 2, 2), np.uint8), labels, list(map(str, range(1001))), Record((.5,), (.5,)),
+                         np.arange(3003), "made up")
+    asked = []
+
+    def fitted(train, queries, classes, *_, **__):
+        asked.append(np.bincount(train.labels, minlength=classes))
+        return np.zeros((len(queries), classes))
+    monkeypatch.setattr(plan_floor, "probe_logits", fitted)
+    what, _ = plan_floor.floor(images, images.subset(np.arange(10)), 2000, (2, 2), None, None)
+    assert asked[0].tolist() == [2] * 1001 and "2,002 images to fit and 10 scored" in what
+    assert "fitted to 2,002 images, more than --floor_images 2000: two of each class are needed" in capsys.readouterr().out
+    alone = images.subset(np.arange(0, 3003, 3))
+    assert plan_floor.floor(alone, alone, 2000, (2, 2), None, None) is None
+
+
+def test_the_recipes_are_there_whatever_becomes_of_the_floor(photographs, monkeypatch):
+    def failing(*_):
+        raise ValueError("no floor")
+    monkeypatch.setattr(plan, "floor", failing)
+    with pytest.raises(ValueError, match="no floor"):
+        planned("--data_path", photographs, "--hours", "1e-9")
+    assert Path("runs/own/pretrain.args").is_file() and Path("runs/own/finetune.args").is_file()

@@ -61,7 +61,7 @@ def get_args_parser() -> Parser:
     parser.add_argument("--out", default="runs/own", metavar="DIR", help="where pretrain.args and finetune.args are written, "
                         "and the runs will be")
     parser.add_argument("--floor_images", type=int, default=2000, metavar="N", help="images at most that the floor is fitted "
-                        "to, and that it is scored on; 0: no floor")
+                        "to (two of each class in any case), and that it is scored on; 0: no floor")
     parser.add_argument("--device", default="auto", help="auto (cuda where there is one), cpu, cuda, ...")
     parser.add_argument("--amp", default="auto", choices=["auto", "bf16", "fp16", "off"], help="type of matrix products")
     return parser
@@ -248,10 +248,11 @@ def main(args) -> list[str]:
     candidates = [network_of(encoder)] if encoder else networks(data.side, len(data.train))
     network, cost, plan = choose(args, data, candidates, device, amp)
     propose(args, data, network, cost, plan)
-    if args.floor_images:
-        what, result = floor(data.train, data.scored, args.floor_images, network.size, encoder, amp)
-        say(f"floor, which training has to beat:\n{metrics.format_table({what: result}, COLUMNS)}")
     commands = write_recipes(args, data, network, cost, plan)
+    if args.floor_images:
+        found = floor(data.train, data.scored, args.floor_images, network.size, encoder, amp)
+        say(f"floor, which training has to beat:\n{metrics.format_table(dict([found]), COLUMNS)}" if found else
+            "no floor: it would need a class of two training images")
     say("next:\n" + "\n".join(f"  {command}" for command in commands))
     return commands
 
