@@ -43,8 +43,8 @@ def logits(model, images):
         return model(images)
 
 
-@pytest.mark.parametrize("flags", [[], ["--cls_token", "--loss", "ce"], ["--mean", ".5", "--std", ".2"]],
-                         ids=["average", "token", "gray"])
+@pytest.mark.parametrize("flags", [[], ["--cls_token", "--loss", "ce"], ["--mean", ".5", "--std", ".2"],
+                                   ["--layer_scale", ".1"]], ids=["average", "token", "gray", "layer scale"])
 def test_own_to_timm_and_back(tmp_path, flags):
     path = tmp_path / "last.pth"
     ours = write_classifier(path, *flags)
@@ -53,8 +53,9 @@ def test_own_to_timm_and_back(tmp_path, flags):
     images = torch.randn(2, 1 if "--mean" in flags else 3, 16, 24)
     assert (logits(theirs, images) - logits(ours, images)).abs().max() < 1e-5
     torch.save(theirs.state_dict(), tmp_path / "timm.pth")
-    back = build_vit("vit_tiny_patch16", 3, (16, 24), images.shape[1], global_pool="token" if "--cls_token" in flags else "avg",
-                     patch_size=4, embed_dim=16, depth=2, num_heads=2).eval()
+    pool, scale = ("token" if "--cls_token" in flags else "avg"), (.1 if "--layer_scale" in flags else None)
+    back = build_vit("vit_tiny_patch16", 3, (16, 24), images.shape[1], patch_size=4, embed_dim=16, depth=2, num_heads=2,
+                     global_pool=pool, layer_scale=scale).eval()
     load_classifier(back, open_weights(tmp_path / "timm.pth").tensors)
     assert torch.equal(logits(back, images), logits(ours, images))
     assert torch.equal(logits(load_classifier_model(folder).model, images), logits(load_classifier_model(path).model, images))

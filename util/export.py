@@ -69,6 +69,8 @@ def architecture(trained: Trained) -> dict:
     args = {"img_size": list(trained.size), "patch_size": patch, "embed_dim": width, "depth": len(model.blocks),
             "num_heads": heads, "in_chans": trained.record.channels, "global_pool": pool}
     args |= {"fc_norm": False} if stage_1 else {}  # stage 1 norms every token, and the mean follows
+    scale = trained.settings.get("layer_scale")
+    args |= {"init_values": scale} if scale else {}
     known = f"vit_{trained.settings['model'].removeprefix('mae_').removeprefix('vit_')}_224"
     return {"architecture": known if timm.is_model(known) else "vit_base_patch16_224", "num_features": width,
             "global_pool": pool, "model_args": args}
