@@ -1,6 +1,7 @@
 """Exports: what other programs open gives the numbers of the model, names and preparation of images included."""
 import importlib.util
 import json
+import os
 
 import numpy as np
 import pytest
@@ -208,3 +209,20 @@ def test_counts_and_names_come_back(classifier, tmp_path):
     trained = load_classifier_model(run(classifier[0], "timm", tmp_path / "timm"))
     assert trained.class_names == NAMES and trained.class_counts == COUNTS and trained.epochs == 7
     assert trained.size == (16, 24) and trained.record.mean == (.4, .5, .3)
+
+
+@pytest.mark.parametrize("form", ["timm", "torch_export"])
+def test_an_export_that_differs_from_the_model_gets_no_name(classifier, tmp_path, monkeypatch, form):
+    monkeypatch.setattr(export, "difference", lambda *_: 0.5)
+    with pytest.raises(AssertionError, match="the export differs from the model by 0.5, more than 1e-05: nothing is written"):
+        run(classifier[0], form, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pth"]
+
+
+def test_the_working_folder_is_written_where_it_is_empty(classifier, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    run(classifier[0], "safetensors", ".")
+    assert sorted(os.listdir(".")) == ["README.md", "config.json", "model.safetensors"]
+    assert load_classifier_model(tmp_path / "here").class_names == NAMES
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "last.pth"]

@@ -222,27 +222,31 @@ TOLERANCES = {"timm": 1e-5, "safetensors": 0.0, "hf": 0.0, "onnx": 1e-4, "torch_
 
 
 def main(args) -> None:
-    """Write the folder, all of it or nothing."""
-    out = Path(args.out)
+    """Write the folder, all of it or nothing; AssertionError, and nothing at --out, where the check of it fails."""
+    out = Path(args.out).resolve()  # "." has no name to put another beside
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"--out {out} is there and not empty: give another folder")
+        raise ValueError(f"--out {args.out} is there and not empty: give another folder")
     beside = out.with_name(f".{out.name}.part")
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         error = export(args.checkpoint, args.format, beside)
-        os.replace(beside, out)
+        if error is not None and not error <= TOLERANCES[args.format]:
+            raise AssertionError(f"the export differs from the model by {error:g}, more than {TOLERANCES[args.format]:g}: "
+                                 "nothing is written")
+        if out.exists():  # files go into it: it may be the working folder of a shell, which would be left in a removed one
+            for file in beside.iterdir():
+                os.replace(file, out / file.name)
+        else:
+            os.replace(beside, out)
     except OSError as problem:
-        raise ValueError(f"cannot write --out {out} ({problem.strerror or problem}): make room, or give another "
+        raise ValueError(f"cannot write --out {args.out} ({problem.strerror or problem}): make room, or give another "
                          "folder") from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    if error is None:
-        say(f"wrote {out}; not checked against the model, which needs pip install onnxruntime")
-        return
-    if not error <= TOLERANCES[args.format]:
-        raise AssertionError(f"the export differs from the model by {error:g}, more than {TOLERANCES[args.format]:g}")
-    say(f"wrote {out}; opened again, it differs from the model by at most {error:.1e}")
+    checked = "not checked against the model, which needs pip install onnxruntime" if error is None else \
+        f"opened again, it differs from the model by at most {error:.1e}"
+    say(f"wrote {args.out}; {checked}")
 
 
 def get_args_parser() -> Parser:
