@@ -29,7 +29,8 @@ from util.model_card import model_card
 from util.predictions import read_json
 from util.run import say
 from util.trained import Trained, encode, load_classifier_model, load_encoder_model, load_mae, own_pool
-from util.weights import EXPORTED, open_weights, read_safetensors
+from util.weights import open_weights, read_safetensors
+from util.weights_config import EXPORTED
 from util.weights_hf import from_hf, mae_config, to_hf
 
 # Flags that name places of the machine that trained.

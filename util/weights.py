@@ -4,7 +4,6 @@ A form is told by the keys of what a file holds, never by the file's name. Nothi
 `weights_only`, and of all classes argparse.Namespace alone is allowed, which MAE and LiVT keep beside their weights.
 """
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,13 @@ from safetensors.torch import load_file
 from models_mae import as_pair
 from util.checkpoint import FORMAT, DamagedCheckpoint, check_format, check_readable, read_torch, trained_weights
 from util.run import say
+from util.weights_config import exported, heads_of, read_object, size_of
 from util.weights_hf import from_hf, is_hf
 
 FILES = ("model.safetensors", "pytorch_model.bin")  # what a folder of timm's or Hugging Face's holds
+CONFIG = "config.json"
 PATCHES = "patch_embed.proj.weight"
 WRAPPERS = ("model", "state_dict")  # where MAE, LiVT and timm's training script put the weights
-EXPORTED = "livt"  # where config.json of an export keeps what a checkpoint holds beside the weights
-EXPORT_KEYS = ("stage", "args", "progress", "class_names", "class_counts")
 Tensors = dict[str, torch.Tensor]
 
 
@@ -106,7 +105,7 @@ def open_weights(path: str | Path) -> Weights:
         raise DamagedCheckpoint(f"{path} holds no weights of a ViT that are known here, found {found}: expected "
                                 f"{', or '.join(FORMS)}")
     tensors = {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
-    checkpoint = state if FORMS[form] is own else exported(file.parent, config, tensors)
+    checkpoint = state if FORMS[form] is own else exported(file.with_name(CONFIG), config, tensors)
     if checkpoint:
         if FORMS[form] is own:
             check_format(file, state, None)
@@ -115,23 +114,9 @@ def open_weights(path: str | Path) -> Weights:
         form += f" (stage {1 if checkpoint['stage'] == 'pretrain' else 2}, {'?' if epochs is None else epochs} epochs)"
         return Weights(str(path), form, tensors, checkpoint, input_size=size, epochs=epochs)
     epoch = state.get("epoch") if FORMS[form] is published else None
-    return Weights(str(path), form, tensors, None, heads_of(config), size_of(config),
+    beside = file.with_name(CONFIG)
+    return Weights(str(path), form, tensors, None, heads_of(beside, config), size_of(beside, config),
                    epoch + 1 if isinstance(epoch, int) else None)
-
-
-def exported(folder: Path, config: dict, tensors: Tensors) -> dict | None:
-    """The checkpoint that a folder of util/export.py stands for, out of its config.json; None for other folders.
-
-    ValueError where something of it is missing.
-    """
-    kept = config.get(EXPORTED)
-    if kept is None:
-        return None
-    missing = sorted(set(EXPORT_KEYS) - set(kept)) if isinstance(kept, dict) else EXPORT_KEYS
-    if missing:
-        raise ValueError(f"{folder / 'config.json'} has no {', '.join(missing)} under {EXPORTED!r}: export the checkpoint "
-                         "again")
-    return {"model": tensors, "ema": None, **{name: kept[name] for name in EXPORT_KEYS}}
 
 
 def find_file(path: Path) -> tuple[Path, dict]:
@@ -143,22 +128,7 @@ def find_file(path: Path) -> tuple[Path, dict]:
     if not there:
         raise ValueError(f"no weights in the folder {path}: expected {' or '.join(FILES)} in it (one file, no shards), or "
                          "the path of a file")
-    return there[0], read_config(path)
-
-
-def read_config(folder: Path) -> dict:
-    """config.json of a folder, {} where there is none. ValueError where it is no JSON object."""
-    path = folder / "config.json"
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read {path} ({getattr(error, 'strerror', None) or 'no JSON'}): use another copy of the "
-                         "folder") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} holds a {type(config).__name__}, not an object: use another copy of the folder")
-    return config
+    return there[0], read_object(path / CONFIG)
 
 
 def is_safetensors(path: Path) -> bool:
@@ -174,17 +144,6 @@ def read_safetensors(path: Path) -> Tensors:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise DamagedCheckpoint(f"{path} is damaged ({str(error).splitlines()[0]}): use another copy") from None
-
-
-def heads_of(config: dict) -> int | None:
-    """Attention heads, as Hugging Face's or timm's config.json says."""
-    return config.get("num_attention_heads") or config.get("model_args", {}).get("num_heads")
-
-
-def size_of(config: dict) -> tuple[int, int] | None:
-    """Height and width of the images, as Hugging Face's or timm's config.json says."""
-    size = config.get("image_size") or config.get("pretrained_cfg", {}).get("input_size", [None])[1:]
-    return as_pair(size) if size else None
 
 
 def tell(weights: Weights, report: dict) -> None:
