@@ -1,4 +1,5 @@
 """A plan for a folder of pictures: what it proposes is what the stages take, and the README's five commands run."""
+import json
 import re
 import shlex
 from pathlib import Path
@@ -92,7 +93,7 @@ def test_an_encoder_of_others_takes_the_place_of_stage_1(photographs, capsys):
     Path("mae/config.json").write_text('{"num_attention_heads": 2, "image_size": 16}')
     commands = planned("--data_path", photographs, "--finetune", "mae", "--hours", "1e-9")
     out = capsys.readouterr().out
-    assert "start: from mae, without stage 1" in out and "linear probe of mae, " in out and "ImageNet's, which MAE's" in out
+    assert "start: from mae, without stage 1" in out and "linear probe of mae, " in out and "ImageNet's, as MAE's" in out
     assert [command.split()[1] for command in commands] == ["main_finetune.py", "-m", "predict.py"]
     assert "--finetune mae " in commands[0] and not Path("runs/own/pretrain.args").exists()
     flags = flags_in("runs/own/finetune.args")
@@ -255,3 +256,29 @@ def test_the_recipes_are_there_whatever_becomes_of_the_floor(photographs, monkey
     with pytest.raises(ValueError, match="no floor"):
         planned("--data_path", photographs, "--hours", "1e-9")
     assert Path("runs/own/pretrain.args").is_file() and Path("runs/own/finetune.args").is_file()
+
+
+def test_images_are_normalised_as_the_weights_say(tmp_path):
+    torch.manual_seed(0)
+    state, folder = small_mae().state_dict(), tmp_path / "timm"
+    folder.mkdir()
+    torch.save(state, folder / "pytorch_model.bin")
+    config = {"model_args": {"num_heads": 2}, "pretrained_cfg": {"mean": [.5, .5, .5], "std": [.5, .5, .5]}}
+
+    def start(*flags):
+        args = plan.get_args_parser().parse_args(["--data_path", "x", *map(str, flags)])
+        encoder, words = plan.start_of(args, torch.device("cpu"))
+        return encoder and (encoder.record.mean, encoder.record.std), words
+    (folder / "config.json").write_text(json.dumps(config))
+    assert start("--finetune", folder) == (((.5,) * 3, (.5,) * 3), f", those of {folder}")
+    given = ["--mean", .1, .2, .3, "--std", .4, .5, .6]
+    assert start("--finetune", folder, *given) == (((.1, .2, .3), (.4, .5, .6)), ", those given")
+    config.pop("pretrained_cfg")
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="timm's form and does not say how its images are normalised: give --mean and --std"):
+        start("--finetune", folder)
+    as_published(state, folder / "pytorch_model.bin")
+    statistics, words = start("--finetune", folder)
+    assert statistics == plan.IMAGENET and "as MAE's published weights have them" in words
+    with pytest.raises(ValueError, match="give them with --finetune"):
+        start(*given)

@@ -62,3 +62,21 @@ def test_an_export_that_was_changed(tmp_path, name, value, words):
     path.write_text(json.dumps(config))
     with pytest.raises(ValueError, match=re.escape(f"{path} says {words}")):
         open_weights(tmp_path / "out")
+
+
+@pytest.mark.parametrize(("name", "said", "expected"), [
+    ("config.json", {"pretrained_cfg": {"mean": [.5, .5, .5], "std": [.5, .25, .5]}}, ((.5,) * 3, (.5, .25, .5))),
+    ("preprocessor_config.json", {"image_mean": [.1, .2, .3], "image_std": [1, 1, 1]}, ((.1, .2, .3), (1, 1, 1))),
+    ("config.json", {"pretrained_cfg": {"mean": None, "std": [.5]}}, None), ("config.json", {}, None)])
+def test_statistics_of_the_channels_where_they_are_said(folder, name, said, expected):
+    (folder / name).write_text(json.dumps(said))
+    assert open_weights(folder).statistics == expected
+
+
+@pytest.mark.parametrize(("name", "said", "words"), [
+    ("config.json", {"pretrained_cfg": {"mean": ".5", "std": [.5]}}, 'mean ".5", expected a list of numbers, one a channel'),
+    ("preprocessor_config.json", {"image_mean": [.1, "x"], "image_std": [1, 1]}, 'image_mean [0.1, "x"], expected a list')])
+def test_statistics_that_are_none_are_named(folder, name, said, words):
+    (folder / name).write_text(json.dumps(said))
+    with pytest.raises(ValueError, match=re.escape(f"{folder / name} says {words}")):
+        open_weights(folder)

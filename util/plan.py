@@ -32,11 +32,11 @@ from util.precision import choose_amp
 from util.run import progress, say
 from util.setup import choose_device
 from util.trained import Trained
-from util.weights import open_weights
+from util.weights import PUBLISHED, open_weights
 
 SIZES_READ, STATISTICS_OF = 500, 2000  # images whose headers, and whose pixels, are looked at
 HELD_OUT = 0.2
-FOREIGN = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # ImageNet's, which MAE's and timm's weights of it expect
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 GRAY = {"L", "1", "LA", "I;16", "I"}
 COLUMNS = ("many", "medium", "few", "overall", "balanced_accuracy")
 
@@ -57,6 +57,9 @@ def get_args_parser() -> Parser:
                         "DIR/val/<class>/*, without which a fifth of each class is held out")
     parser.add_argument("--dataset", default="folder", choices=["folder", "list"], help="list: DIR/train.txt, DIR/test.txt")
     parser.add_argument("--finetune", metavar="CKPT", help="encoder to start from, in any form that main_finetune.py takes")
+    for name, metavar in (("mean", "M"), ("std", "S")):
+        parser.add_argument(f"--{name}", type=float, nargs="+", metavar=metavar, help="of --finetune's channels, where neither "
+                            "a file beside the weights nor their form says it")
     parser.add_argument("--hours", type=float, default=12.0, metavar="H", help="time that both stages may take here together")
     parser.add_argument("--out", default="runs/own", metavar="DIR", help="where pretrain.args and finetune.args are written, "
                         "and the runs will be")
@@ -143,13 +146,17 @@ def headers(images: FileImages) -> tuple[list[tuple[int, int]], set[str]]:
 
 
 def start_of(args, device: torch.device) -> tuple[Trained | None, str]:
-    """The encoder of --finetune, others' normalised as ImageNet's are, and words that say so."""
+    """The encoder of --finetune, and words that say whose channel statistics its images are normalised with."""
     if not args.finetune:
+        if args.mean or args.std:
+            raise ValueError("--mean and --std are those of the images of an encoder: give them with --finetune")
         return None, ""
-    own = open_weights(args.finetune).checkpoint is not None
-    mean, std = (None, None) if own else FOREIGN
+    weights, mean, std = open_weights(args.finetune), args.mean, args.std
+    words = ", those given" if mean and std else f", those of {args.finetune}"
+    if weights.form == PUBLISHED and not (weights.statistics or mean or std):
+        mean, std = IMAGENET
+        words = ", ImageNet's, as MAE's published weights have them: give --mean and --std for weights of other images"
     flags = {"checkpoint": args.finetune, "mean": mean, "std": std, "input_size": None, "num_heads": None}
-    words = f", those of {args.finetune}" if own else ", ImageNet's, which MAE's and timm's weights expect"
     return open_encoder(argparse.Namespace(**flags), device), words
 
 

@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 from models_mae import as_pair
 from util.checkpoint import FORMAT, DamagedCheckpoint, check_format, check_readable, read_torch, trained_weights
 from util.run import say
-from util.weights_config import exported, heads_of, read_object, size_of
+from util.weights_config import exported, heads_of, read_object, size_of, statistics_of
 from util.weights_hf import from_hf, is_hf
 
 FILES = ("model.safetensors", "pytorch_model.bin")  # what a folder of timm's or Hugging Face's holds
 CONFIG = "config.json"
 PATCHES = "patch_embed.proj.weight"
-WRAPPERS = ("model", "state_dict")  # where MAE, LiVT and timm's training script put the weights
+PUBLISHED = "the published form of MAE and LiVT"
 Tensors = dict[str, torch.Tensor]
 
 
@@ -29,7 +29,8 @@ Tensors = dict[str, torch.Tensor]
 class Weights:
     """tensors: by MAE's names, floats in float32; form: where they come from, in words; checkpoint: the whole of this
     project's own, None for others; heads and input_size: of the encoder, where something says so; epochs: whole epochs
-    behind them, where known."""
+    behind them, where known; statistics: mean and deviation of the images' channels, where a file beside others' weights
+    says so."""
 
     path: str
     form: str
@@ -38,6 +39,7 @@ class Weights:
     heads: int | None = None
     input_size: tuple[int, int] | None = None
     epochs: int | None = None
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     @property
     def grid(self) -> tuple[int, int] | None:
@@ -77,9 +79,18 @@ def bare(state) -> Tensors | None:
 
 
 def published(state) -> Tensors | None:
-    """MAE's and LiVT's files, {"model": weights, "args": Namespace, ...}, and timm's, {"state_dict": weights, ...}."""
-    inside = [state[name] for name in WRAPPERS if isinstance(state, dict) and isinstance(state.get(name), dict)]
-    return bare(inside[0]) if inside else None
+    """MAE's and LiVT's files, {"model": weights, "args": Namespace, ...}."""
+    return within(state, "model")
+
+
+def script(state) -> Tensors | None:
+    """The files of timm's training script, {"state_dict": weights, ...}."""
+    return within(state, "state_dict")
+
+
+def within(state, name: str) -> Tensors | None:
+    """The weights under a name of what a file holds."""
+    return bare(state.get(name)) if isinstance(state, dict) else None
 
 
 # Each takes what a file holds and gives the weights by MAE's names, or None where it is not of this form.
@@ -87,7 +98,8 @@ FORMS: dict[str, Callable[[object], Tensors | None]] = {
     "a checkpoint of this project": own,
     "Hugging Face's form": hugging_face,
     "timm's form": bare,
-    "the published form of MAE and LiVT": published,
+    PUBLISHED: published,
+    "the form of timm's training script": script,
 }
 
 
@@ -113,10 +125,10 @@ def open_weights(path: str | Path) -> Weights:
         form = form if FORMS[form] is own else "an export of this project"
         form += f" (stage {1 if checkpoint['stage'] == 'pretrain' else 2}, {'?' if epochs is None else epochs} epochs)"
         return Weights(str(path), form, tensors, checkpoint, input_size=size, epochs=epochs)
-    epoch = state.get("epoch") if FORMS[form] is published else None
-    beside = file.with_name(CONFIG)
+    epoch = state.get("epoch") if FORMS[form] in (published, script) else None
+    beside, folder = file.with_name(CONFIG), Path(path).is_dir()
     return Weights(str(path), form, tensors, None, heads_of(beside, config), size_of(beside, config),
-                   epoch + 1 if isinstance(epoch, int) else None)
+                   epoch + 1 if isinstance(epoch, int) else None, statistics_of(beside, config) if folder else None)
 
 
 def find_file(path: Path) -> tuple[Path, dict]:

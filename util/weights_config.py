@@ -75,6 +75,22 @@ def is_counts(value, length: int) -> bool:
     return isinstance(value, list) and len(value) == length and all(map(is_count, value))
 
 
+def statistics_of(path: Path, config: dict) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and deviation of the channels, as timm's config.json at `path` or Hugging Face's preprocessor_config.json beside it
+    says; None where neither does."""
+    beside = path.with_name("preprocessor_config.json")
+    hugging_face, timms = read_object(beside), part(path, config, "pretrained_cfg")
+    for file, found, names in ((beside, hugging_face, ("image_mean", "image_std")), (path, timms, ("mean", "std"))):
+        values = [found.get(name) for name in names]
+        if None in values or found.get("do_normalize") is False:
+            continue
+        for name, value in zip(names, values, strict=True):
+            if not isinstance(value, list) or not value or not all(type(number) in (int, float) for number in value):
+                raise wrong(file, name, value, "a list of numbers, one a channel")
+        return tuple(values[0]), tuple(values[1])
+    return None
+
+
 def exported(path: Path, config: dict, tensors: dict) -> dict | None:
     """The checkpoint that a folder of util/export.py stands for, out of its config.json; None for other folders.
 
