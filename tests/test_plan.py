@@ -135,8 +135,10 @@ def test_gray_pictures_and_a_name_with_blanks(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("flags", "words"), [
     (["--hours", "0"], "--hours must be a finite number above 0, not 0"),
     (["--floor_images", "-1"], "--floor_images must not be negative: -1"),
+    (["--out", "file/x/y"], "--out file/x/y cannot be written: "), (["--out", "file"], "/file is no folder; give another"),
     (["--data_path", "nowhere"], "nowhere has no folder train/")])
 def test_what_cannot_be_planned(photographs, flags, words):
+    Path("file").touch()
     with pytest.raises(ValueError, match=re.escape(words)):
         planned("--data_path", photographs, *flags)
 

@@ -6,6 +6,7 @@
 Reads counts and sizes of the images, times steps of both stages on this device, and writes the two recipes into --out.
 """
 import argparse
+import os
 import shlex
 import statistics
 from pathlib import Path
@@ -232,11 +233,15 @@ def write_recipes(args, data: Pictures, network: Network, cost: Cost, plan: Leng
 
 
 def check_flags(args) -> None:
-    """ValueError for numbers that cannot be, and where --out holds recipes already."""
+    """ValueError for numbers that cannot be, and where --out cannot be written or holds recipes already."""
     if not 0 < args.hours < float("inf"):
         raise ValueError(f"--hours must be a finite number above 0, not {args.hours:g}")
     if args.floor_images < 0:
         raise ValueError(f"--floor_images must not be negative: {args.floor_images}")
+    above = next(path for path in (Path(args.out).absolute(), *Path(args.out).absolute().parents) if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(f"--out {args.out} cannot be written: {above} is {'not writable' if above.is_dir() else 'no folder'}; "
+                         "give another --out")
     there = [name for name in ("pretrain.args", "finetune.args", "mgp", "bft") if (Path(args.out) / name).exists()]
     if there:
         raise ValueError(f"{args.out} has {', '.join(there)} already: give another --out, or remove them")

@@ -6,6 +6,7 @@
 Made by gradio, which nothing else needs. The page is served to this machine alone, and nothing leaves it.
 """
 import os
+import socket
 import sys
 
 import matplotlib as mpl
@@ -37,6 +38,20 @@ def get_args_parser() -> Parser:
     parser.add_argument("--host", default="127.0.0.1", help="address to serve; 0.0.0.0 lets other machines see the page")
     parser.add_argument("--device", default="auto", help="auto (cuda where there is one), cpu, cuda, ...")
     return parser
+
+
+def check_address(host: str, port: int | None) -> None:
+    """ValueError where no page can be served there."""
+    if port is not None and not 1 <= port <= 65535:
+        raise ValueError(f"--port must lie between 1 and 65535, not {port}")
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as a server that follows another one at once
+            trial.bind(address)
+    except (OSError, UnicodeError) as error:
+        raise ValueError(f"cannot serve the page on --host {host}{f' --port {port}' * bool(port)} ({error}): give another "
+                         "--port, or as --host an address of this machine") from None
 
 
 def load_gradio():
@@ -114,6 +129,7 @@ def main(args, wait: bool = True):
     """Serve the page until Ctrl-C; without `wait` return (page, address) at once."""
     if args.checkpoint is None:
         raise ValueError("no model to try: make try CKPT=runs/bft/last.pth, or python -m util.try_page runs/bft/last.pth")
+    check_address(args.host, args.port)
     gradio = load_gradio()
     trained = load_classifier_model(args.checkpoint, choose_device(args.device))
     page = build_page(gradio, trained)
