@@ -105,13 +105,15 @@ def test_an_encoder_of_others_takes_the_place_of_stage_1(photographs, capsys):
 
 @pytest.mark.parametrize(("present", "flag", "looked_at"), [
     (["train", "val"], ("--split", "val"), "val"), (["train"], ("--val_fraction", "0.2"), "train")])
-def test_what_is_scored_where_there_is_no_test(photographs, present, flag, looked_at):
+def test_what_is_scored_where_there_is_no_test(photographs, present, flag, looked_at, capsys):
     Path("some").mkdir()
     for split in present:
         (Path("some") / split).symlink_to((photographs / split).resolve())
     *_, fine, _, prediction = planned("--data_path", "some", "--hours", "1e-9", "--floor_images", 0)
     assert flags_in("runs/own/finetune.args")[flag[0]] == flag[1] and f" some/{looked_at} " in prediction
     assert flag[0] not in flags_in("runs/own/pretrain.args")
+    seen = f"\n  {prediction}  # trained on four fifths of them: new pictures tell more\n"
+    assert (seen in capsys.readouterr().out) == (looked_at == "train")
     assert main_finetune.get_args_parser().parse_args(shlex.split(fine)[2:]).data_path == "some"
 
 
