@@ -226,3 +226,18 @@ def test_the_working_folder_is_written_where_it_is_empty(classifier, tmp_path, m
     assert sorted(os.listdir(".")) == ["README.md", "config.json", "model.safetensors"]
     assert load_classifier_model(tmp_path / "here").class_names == NAMES
     assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "last.pth"]
+
+
+def test_the_card_counts_one_of_a_thing(tmp_path):
+    write_classifier(tmp_path / "last.pth", "--mean", ".5", "--std", ".2")
+    state = torch.load(tmp_path / "last.pth", weights_only=True)
+    state["progress"]["epoch"] = 1
+    torch.save(state, tmp_path / "last.pth")
+    card = (run(tmp_path / "last.pth", "safetensors", tmp_path / "out") / "README.md").read_text()
+    assert ", 1 epoch.\n" in card and "Images: 1 channel in [0, 1]" in card
+
+
+@pytest.mark.parametrize(("form", "relative"), [("timm", True), ("safetensors", False)])
+def test_what_a_difference_is_measured_by_is_said(classifier, tmp_path, capsys, form, relative):
+    run(classifier[0], form, tmp_path / "out")
+    assert ("(of the largest output, where that is above 1)" in capsys.readouterr().out) == relative

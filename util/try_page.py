@@ -96,6 +96,7 @@ def build_page(gradio, trained: Trained):
     """The page: a picture above or to the left of what is said about it."""
     kind = trained.criterion.activation
     each = ", each class for itself, so that their sum is not 1" * (kind == "sigmoid")
+    epochs = f"{trained.epochs} epoch{'s' * (trained.epochs != 1)}"
     pool = "mean of the patch tokens" if own_pool(trained) == "mean" else "class token"
 
     def look(path: str | None):
@@ -108,7 +109,7 @@ def build_page(gradio, trained: Trained):
 
     with gradio.Blocks(title="LiVT: try a model", analytics_enabled=False) as page:
         gradio.Markdown(f"# What does the model see?\n{len(trained.class_names)} classes, images of {trained.size[0]} x "
-                        f"{trained.size[1]}, trained with {trained.settings['loss']} for {trained.epochs} epochs. "
+                        f"{trained.size[1]}, trained with {trained.settings['loss']} for {epochs}. "
                         f"Probabilities by {kind}{each}.")
         with gradio.Row():
             with gradio.Column():
