@@ -1,5 +1,6 @@
 """One's own pictures: a tree DIR/<split>/<class>/<image>, list files DIR/<split>.txt, or a folder without labels."""
 import os
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from datasets.lists import line_of, read_list, read_text
 from datasets.paths import FORMS, PathTable, composed, in_unicode, printable
 
 NO_LABEL = "(no label)"
+LOOKED_AT = 5  # folders that are looked into, and named
 BESIDE = "lying beside the class folders and not in one"
 BELOW = "lying in folders within a class folder: its images lie in itself"
 LINKED = "links to folders are not followed"
@@ -65,10 +67,16 @@ def unknown_class(folder: str, names: list[str]) -> str:
 
 
 def check_split(root: Path, split: str) -> None:
-    """ValueError where DIR/<split> is no folder; it says what is there."""
+    """ValueError where DIR/<split> is no folder; it says what is there, and what to do where that seems to be the classes."""
     if is_folder(root / split):
         return
     there = contents(root, "").folders if is_folder(root) else None
+    classes = [name for name in there or () if name not in ("train", "val", "test")]
+    if split == "train" and classes and all(contents(root, name).images for name in classes[:LOOKED_AT]):
+        few = " ".join(shlex.quote(printable(name)) for name in classes[:LOOKED_AT])
+        rest = f" and the {len(classes) - LOOKED_AT:,} others" * (len(classes) > LOOKED_AT)
+        raise ValueError(f"--data_path {printable(root)} has no folder train/, and images in folders that may be the classes: "
+                         f"put these into it, cd {shlex.quote(printable(root))}; mkdir train; mv {few} train/{rest}")
     found = f"there are: {', '.join(map(printable, there)) or 'no folders'}" if there is not None else "no such folder"
     raise ValueError(f"--data_path {printable(root)} has no folder {split}/ ({found}): expected "
                      f"{printable(root)}/{split}/<class>/<image>, lists with --dataset list, or images without labels with "

@@ -37,5 +37,5 @@ def write_classifier(path, *flags):
     cosine = main_finetune.build_criterion(args, COUNTS, NAMES).cosine_head
     model = main_finetune.build_vit(args.model, 3, main_finetune.as_pair(args.input_size), len(args.mean), 0.0,
                                     "token" if args.cls_token else "avg", args.patch_size, args.embed_dim, args.depth,
-                                    args.num_heads, cosine)
+                                    args.num_heads, cosine, args.layer_scale)
     return write(path, "finetune", args, model)

@@ -1,6 +1,7 @@
 """Exports: what other programs open gives the numbers of the model, names and preparation of images included."""
 import importlib.util
 import json
+import os
 
 import numpy as np
 import pytest
@@ -43,8 +44,8 @@ def logits(model, images):
         return model(images)
 
 
-@pytest.mark.parametrize("flags", [[], ["--cls_token", "--loss", "ce"], ["--mean", ".5", "--std", ".2"]],
-                         ids=["average", "token", "gray"])
+@pytest.mark.parametrize("flags", [[], ["--cls_token", "--loss", "ce"], ["--mean", ".5", "--std", ".2"],
+                                   ["--layer_scale", ".1"]], ids=["average", "token", "gray", "layer scale"])
 def test_own_to_timm_and_back(tmp_path, flags):
     path = tmp_path / "last.pth"
     ours = write_classifier(path, *flags)
@@ -53,8 +54,9 @@ def test_own_to_timm_and_back(tmp_path, flags):
     images = torch.randn(2, 1 if "--mean" in flags else 3, 16, 24)
     assert (logits(theirs, images) - logits(ours, images)).abs().max() < 1e-5
     torch.save(theirs.state_dict(), tmp_path / "timm.pth")
-    back = build_vit("vit_tiny_patch16", 3, (16, 24), images.shape[1], global_pool="token" if "--cls_token" in flags else "avg",
-                     patch_size=4, embed_dim=16, depth=2, num_heads=2).eval()
+    pool, scale = ("token" if "--cls_token" in flags else "avg"), (.1 if "--layer_scale" in flags else None)
+    back = build_vit("vit_tiny_patch16", 3, (16, 24), images.shape[1], patch_size=4, embed_dim=16, depth=2, num_heads=2,
+                     global_pool=pool, layer_scale=scale).eval()
     load_classifier(back, open_weights(tmp_path / "timm.pth").tensors)
     assert torch.equal(logits(back, images), logits(ours, images))
     assert torch.equal(logits(load_classifier_model(folder).model, images), logits(load_classifier_model(path).model, images))
@@ -207,3 +209,35 @@ def test_counts_and_names_come_back(classifier, tmp_path):
     trained = load_classifier_model(run(classifier[0], "timm", tmp_path / "timm"))
     assert trained.class_names == NAMES and trained.class_counts == COUNTS and trained.epochs == 7
     assert trained.size == (16, 24) and trained.record.mean == (.4, .5, .3)
+
+
+@pytest.mark.parametrize("form", ["timm", "torch_export"])
+def test_an_export_that_differs_from_the_model_gets_no_name(classifier, tmp_path, monkeypatch, form):
+    monkeypatch.setattr(export, "difference", lambda *_: 0.5)
+    with pytest.raises(AssertionError, match="the export differs from the model by 0.5, more than 1e-05: nothing is written"):
+        run(classifier[0], form, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pth"]
+
+
+def test_the_working_folder_is_written_where_it_is_empty(classifier, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    run(classifier[0], "safetensors", ".")
+    assert sorted(os.listdir(".")) == ["README.md", "config.json", "model.safetensors"]
+    assert load_classifier_model(tmp_path / "here").class_names == NAMES
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "last.pth"]
+
+
+def test_the_card_counts_one_of_a_thing(tmp_path):
+    write_classifier(tmp_path / "last.pth", "--mean", ".5", "--std", ".2")
+    state = torch.load(tmp_path / "last.pth", weights_only=True)
+    state["progress"]["epoch"] = 1
+    torch.save(state, tmp_path / "last.pth")
+    card = (run(tmp_path / "last.pth", "safetensors", tmp_path / "out") / "README.md").read_text()
+    assert ", 1 epoch.\n" in card and "Images: 1 channel in [0, 1]" in card
+
+
+@pytest.mark.parametrize(("form", "relative"), [("timm", True), ("safetensors", False)])
+def test_what_a_difference_is_measured_by_is_said(classifier, tmp_path, capsys, form, relative):
+    run(classifier[0], form, tmp_path / "out")
+    assert ("(of the largest output, where that is above 1)" in capsys.readouterr().out) == relative

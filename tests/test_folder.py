@@ -3,6 +3,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -44,6 +45,24 @@ def test_classes_txt_decides_the_order(picture_folder, tmp_path):
 
 def test_gray_images_for_one_channel(picture_folder):
     assert build_dataset("folder", "train", picture_folder, (0.5,), (0.2,)).image(0).mode == "L"
+
+
+def test_classes_that_lie_outside_of_train_are_told_where_to_go(picture_folder, tmp_path):
+    made = tmp_path / "my pictures"
+    shutil.copytree(picture_folder / "train", made)
+    (made / "test").mkdir()
+    with pytest.raises(ValueError, match="has no folder train/, and images in folders that may be the classes: ") as found:
+        build_dataset("folder", "train", made, **STATISTICS)
+    subprocess.run(["sh", "-ec", str(found.value).split("put these into it, ")[1]], check=True)
+    assert build_dataset("folder", "train", made, **STATISTICS).class_counts.tolist() == [24, 12, 5]
+    for name in "abcdefg":
+        shutil.copytree(picture_folder / "train" / "elk", tmp_path / "many" / name)
+    with pytest.raises(ValueError, match="mkdir train; mv a b c d e train/ and the 2 others$"):
+        build_dataset("folder", "train", tmp_path / "many", **STATISTICS)
+    shutil.rmtree(tmp_path / "many" / "b")
+    (tmp_path / "many" / "b").mkdir()
+    with pytest.raises(ValueError, match="has no folder train/ .there are: a, b, c"):
+        build_dataset("folder", "train", tmp_path / "many", **STATISTICS)
 
 
 def test_what_is_wrong_with_a_tree_is_named(picture_folder, tmp_path):

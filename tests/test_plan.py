@@ -1,4 +1,5 @@
 """A plan for a folder of pictures: what it proposes is what the stages take, and the README's five commands run."""
+import json
 import re
 import shlex
 from pathlib import Path
@@ -92,7 +93,7 @@ def test_an_encoder_of_others_takes_the_place_of_stage_1(photographs, capsys):
     Path("mae/config.json").write_text('{"num_attention_heads": 2, "image_size": 16}')
     commands = planned("--data_path", photographs, "--finetune", "mae", "--hours", "1e-9")
     out = capsys.readouterr().out
-    assert "start: from mae, without stage 1" in out and "linear probe of mae, " in out and "ImageNet's, which MAE's" in out
+    assert "start: from mae, without stage 1" in out and "linear probe of mae, " in out and "ImageNet's, as MAE's" in out
     assert [command.split()[1] for command in commands] == ["main_finetune.py", "-m", "predict.py"]
     assert "--finetune mae " in commands[0] and not Path("runs/own/pretrain.args").exists()
     flags = flags_in("runs/own/finetune.args")
@@ -104,13 +105,15 @@ def test_an_encoder_of_others_takes_the_place_of_stage_1(photographs, capsys):
 
 @pytest.mark.parametrize(("present", "flag", "looked_at"), [
     (["train", "val"], ("--split", "val"), "val"), (["train"], ("--val_fraction", "0.2"), "train")])
-def test_what_is_scored_where_there_is_no_test(photographs, present, flag, looked_at):
+def test_what_is_scored_where_there_is_no_test(photographs, present, flag, looked_at, capsys):
     Path("some").mkdir()
     for split in present:
         (Path("some") / split).symlink_to((photographs / split).resolve())
     *_, fine, _, prediction = planned("--data_path", "some", "--hours", "1e-9", "--floor_images", 0)
     assert flags_in("runs/own/finetune.args")[flag[0]] == flag[1] and f" some/{looked_at} " in prediction
     assert flag[0] not in flags_in("runs/own/pretrain.args")
+    seen = f"\n  {prediction}  # trained on four fifths of them: new pictures tell more\n"
+    assert (seen in capsys.readouterr().out) == (looked_at == "train")
     assert main_finetune.get_args_parser().parse_args(shlex.split(fine)[2:]).data_path == "some"
 
 
@@ -134,8 +137,10 @@ def test_gray_pictures_and_a_name_with_blanks(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("flags", "words"), [
     (["--hours", "0"], "--hours must be a finite number above 0, not 0"),
     (["--floor_images", "-1"], "--floor_images must not be negative: -1"),
+    (["--out", "file/x/y"], "--out file/x/y cannot be written: "), (["--out", "file"], "/file is no folder; give another"),
     (["--data_path", "nowhere"], "nowhere has no folder train/")])
 def test_what_cannot_be_planned(photographs, flags, words):
+    Path("file").touch()
     with pytest.raises(ValueError, match=re.escape(words)):
         planned("--data_path", photographs, *flags)
 
@@ -226,6 +231,58 @@ def test_the_floor_is_fitted_to_small_classes_whole():
     labels = np.repeat([0, 1, 2], [500, 40, 3])
     images = ArrayImages(np.zeros((543, 2, 2), np.uint8), labels, list("abc"), Record((.5,), (.5,)), np.arange(543), "made up")
     assert plan_floor.sample(images, 100).class_counts.tolist() == [57, 40, 3]
-    assert plan_floor.sample(images, 2).class_counts.tolist() == [1, 1, 1]
+    assert plan_floor.sample(images, 2).class_counts.tolist() == [2, 2, 2]  # one of them chooses C
     assert plan_floor.sample(images, 543) is images
     assert len(plan_floor.thinned(images, 100)) == 100
+
+
+def test_a_thousand_classes_and_more_have_a_floor(monkeypatch, capsys):
+    labels = np.repeat(np.arange(1001), 3)
+    images = ArrayImages(np.zeros((3003, 2, 2), np.uint8), labels, list(map(str, range(1001))), Record((.5,), (.5,)),
+                         np.arange(3003), "made up")
+    asked = []
+
+    def fitted(train, queries, classes, *_, **__):
+        asked.append(np.bincount(train.labels, minlength=classes))
+        return np.zeros((len(queries), classes))
+    monkeypatch.setattr(plan_floor, "probe_logits", fitted)
+    what, _ = plan_floor.floor(images, images.subset(np.arange(10)), 2000, (2, 2), None, None)
+    assert asked[0].tolist() == [2] * 1001 and "2,002 images to fit and 10 scored" in what
+    assert "fitted to 2,002 images, more than --floor_images 2000: two of each class are needed" in capsys.readouterr().out
+    alone = images.subset(np.arange(0, 3003, 3))
+    assert plan_floor.floor(alone, alone, 2000, (2, 2), None, None) is None
+
+
+def test_the_recipes_are_there_whatever_becomes_of_the_floor(photographs, monkeypatch):
+    def failing(*_):
+        raise ValueError("no floor")
+    monkeypatch.setattr(plan, "floor", failing)
+    with pytest.raises(ValueError, match="no floor"):
+        planned("--data_path", photographs, "--hours", "1e-9")
+    assert Path("runs/own/pretrain.args").is_file() and Path("runs/own/finetune.args").is_file()
+
+
+def test_images_are_normalised_as_the_weights_say(tmp_path):
+    torch.manual_seed(0)
+    state, folder = small_mae().state_dict(), tmp_path / "timm"
+    folder.mkdir()
+    torch.save(state, folder / "pytorch_model.bin")
+    config = {"model_args": {"num_heads": 2}, "pretrained_cfg": {"mean": [.5, .5, .5], "std": [.5, .5, .5]}}
+
+    def start(*flags):
+        args = plan.get_args_parser().parse_args(["--data_path", "x", *map(str, flags)])
+        encoder, words = plan.start_of(args, torch.device("cpu"))
+        return encoder and (encoder.record.mean, encoder.record.std), words
+    (folder / "config.json").write_text(json.dumps(config))
+    assert start("--finetune", folder) == (((.5,) * 3, (.5,) * 3), f", those of {folder}")
+    given = ["--mean", .1, .2, .3, "--std", .4, .5, .6]
+    assert start("--finetune", folder, *given) == (((.1, .2, .3), (.4, .5, .6)), ", those given")
+    config.pop("pretrained_cfg")
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="timm's form and does not say how its images are normalised: give --mean and --std"):
+        start("--finetune", folder)
+    as_published(state, folder / "pytorch_model.bin")
+    statistics, words = start("--finetune", folder)
+    assert statistics == plan.IMAGENET and "as MAE's published weights have them" in words
+    with pytest.raises(ValueError, match="give them with --finetune"):
+        start(*given)

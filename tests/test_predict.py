@@ -210,9 +210,12 @@ def test_features_of_others_weights_equal_those_of_the_checkpoint_that_they_are_
     export.main(export.get_args_parser().parse_args([str(tmp_path / "last.pth"), "--format", "hf", "--out",
                                                      str(tmp_path / "hf")]))
     extract(tmp_path / "last.pth", tmp_path / "pictures", "--out", tmp_path / "a.npz")
-    extract(tmp_path / "hf", tmp_path / "pictures", "--out", tmp_path / "b.npz", *statistics)
+    extract(tmp_path / "hf", tmp_path / "pictures", "--out", tmp_path / "b.npz")  # preprocessor_config.json tells
     a, b = (np.load(tmp_path / f"{name}.npz")["features"] for name in "ab")
     np.testing.assert_allclose(a, b, atol=1e-6)
+    (tmp_path / "hf" / "preprocessor_config.json").unlink()
+    extract(tmp_path / "hf", tmp_path / "pictures", "--out", tmp_path / "b.npz", *statistics)
+    np.testing.assert_allclose(a, np.load(tmp_path / "b.npz")["features"], atol=1e-6)
     with pytest.raises(ValueError, match="does not say how its images are normalised: give --mean and --std"):
         extract(tmp_path / "hf", tmp_path / "pictures", "--out", tmp_path / "c.npz")
     with pytest.raises(ValueError, match="is a checkpoint of this project and says --mean, --std itself"):

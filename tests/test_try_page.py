@@ -63,6 +63,16 @@ def test_without_gradio_or_a_model_one_line_says_what_to_type(model, monkeypatch
         served()
 
 
+@pytest.mark.parametrize(("flags", "words"), [
+    (["--port", 99999], "--port must lie between 1 and 65535, not 99999"), (["--port", -1], "65535, not -1"),
+    (["--host", "a..b"], "cannot serve the page on --host a..b .*: give another --port, or as --host an address of"),
+    (["--host", "192.0.2.1", "--port", 7860], "cannot serve the page on --host 192.0.2.1 --port 7860 ")])
+def test_where_no_page_can_be_served_one_line_says_so(flags, words):
+    with pytest.raises(ValueError, match=words) as found:
+        served("last.pth", *flags)
+    assert type(found.value) is ValueError
+
+
 @pytest.mark.skipif(BROWSER is None, reason="no chromium to open the page with")
 def test_a_picture_in_a_browser(model, picture_folder, tmp_path):
     pytest.importorskip("gradio", reason="the page is made by gradio, which is not installed")

@@ -39,7 +39,8 @@ def get_args_parser() -> Parser:
     parser.add_argument("--crop_pct", type=float, metavar="P", help="share of the resized image that is seen (the "
                         "checkpoint's; all of it for stage 1)")
     group = parser.add_argument_group("others' weights, which do not say it")
-    group.add_argument("--mean", type=float, nargs="+", metavar="M", help="channel means that their images had, in [0, 1]")
+    group.add_argument("--mean", type=float, nargs="+", metavar="M", help="channel means that their images had, in [0, 1] "
+                       "(what timm's config.json or Hugging Face's preprocessor_config.json beside them says)")
     group.add_argument("--std", type=float, nargs="+", metavar="S", help="channel deviations")
     group.add_argument("--input_size", type=int, nargs="+", metavar="PIXELS", help="one number, or height and width (what the "
                        "weights' positions are for)")
@@ -66,17 +67,19 @@ def open_encoder(args, device: torch.device) -> Trained:
 
 
 def foreign_encoder(weights: Weights, args, device: torch.device) -> Trained:
-    """An encoder out of others' weights: its shape is that of the tensors, its images' statistics are the flags'."""
-    if args.mean is None or args.std is None:
+    """An encoder out of others' weights: its shape is that of the tensors, its images' statistics are the flags', or else those
+    that a file beside the weights says."""
+    mean, std = (given or said for given, said in zip((args.mean, args.std), weights.statistics or (None, None), strict=True))
+    if mean is None or std is None:
         raise ValueError(f"{weights.path} is of {weights.form} and does not say how its images are normalised: give --mean "
                          "and --std (ImageNet's are --mean .485 .456 .406 --std .229 .224 .225)")
-    tensors, record = weights.tensors, Record(tuple(args.mean), tuple(args.std))
+    tensors, record = weights.tensors, Record(tuple(mean), tuple(std))
     if PATCHES not in tensors or tensors[PATCHES].ndim != 4:
         raise ValueError(f"{weights.path} has no patch embedding {PATCHES}, so it is no ViT encoder")
     width, channels, patch, _ = tensors[PATCHES].shape
     if channels != record.channels:
-        raise ValueError(f"{weights.path} takes images of {channels} channels, --mean and --std are of {record.channels}: give "
-                         "one number a channel")
+        raise ValueError(f"{weights.path} takes images of {channels} channels, mean and std are of {record.channels}: give "
+                         "--mean and --std with one number a channel")
     heads = args.num_heads or weights.heads or next((row[3] for row in SIZES.values() if row[1] == width), None)
     if heads is None:
         raise ValueError(f"{weights.path} is {width} wide, which is none of the named sizes, and no tensor tells the number of "

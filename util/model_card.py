@@ -26,10 +26,11 @@ def model_card(trained: Trained, checkpoint: dict, form: str, metrics: dict | No
     """
     settings, stage = checkpoint["args"], 2 if trained.criterion else 1
     what = "a classifier, balanced fine-tuning (stage 2)" if stage == 2 else "an encoder, masked pretraining (stage 1)"
+    epochs = f"{trained.epochs} epoch{'s' * (trained.epochs != 1)}"
     library = {"timm": "library_name: timm\n", "hf": "library_name: transformers\n"}.get(form, "")
     tags = "image-classification" if stage == 2 else "image-feature-extraction"
     lines = [f"---\n{library}pipeline_tag: {tags}\n# license: choose one; the data it was trained on may bind you\n---",
-             f"# {settings['model']}, {settings['dataset']}", f"LiVT, {what}, {trained.epochs} epochs.",
+             f"# {settings['model']}, {settings['dataset']}", f"LiVT, {what}, {epochs}.",
              "## Use", f"```\n{USE[form]}\n```", *outputs(trained), "## Data", *data(trained, checkpoint),
              "## Results", *results(metrics), "## Settings",
              table((f"`--{name}`", settings[name]) for name in SETTINGS if settings.get(name) not in (None, [], False))]
@@ -39,7 +40,8 @@ def model_card(trained: Trained, checkpoint: dict, form: str, metrics: dict | No
 def outputs(trained: Trained) -> list[str]:
     """What goes in and what comes out."""
     size = f"{trained.size[0]} x {trained.size[1]}"
-    lines = [f"Images: {trained.record.channels} channels in [0, 1], minus mean {numbers(trained.record.mean)}, over std "
+    channels = f"{trained.record.channels} channel{'s' * (trained.record.channels != 1)}"
+    lines = [f"Images: {channels} in [0, 1], minus mean {numbers(trained.record.mean)}, over std "
              f"{numbers(trained.record.std)}; resized (bicubic) so that they cover {size} / {trained.crop_pct:g}, and cut to "
              f"the middle {size}."]
     if trained.criterion is None:

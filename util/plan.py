@@ -6,6 +6,7 @@
 Reads counts and sizes of the images, times steps of both stages on this device, and writes the two recipes into --out.
 """
 import argparse
+import os
 import shlex
 import statistics
 from pathlib import Path
@@ -32,11 +33,11 @@ from util.precision import choose_amp
 from util.run import progress, say
 from util.setup import choose_device
 from util.trained import Trained
-from util.weights import open_weights
+from util.weights import PUBLISHED, open_weights
 
 SIZES_READ, STATISTICS_OF = 500, 2000  # images whose headers, and whose pixels, are looked at
 HELD_OUT = 0.2
-FOREIGN = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # ImageNet's, which MAE's and timm's weights of it expect
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 GRAY = {"L", "1", "LA", "I;16", "I"}
 COLUMNS = ("many", "medium", "few", "overall", "balanced_accuracy")
 
@@ -57,11 +58,14 @@ def get_args_parser() -> Parser:
                         "DIR/val/<class>/*, without which a fifth of each class is held out")
     parser.add_argument("--dataset", default="folder", choices=["folder", "list"], help="list: DIR/train.txt, DIR/test.txt")
     parser.add_argument("--finetune", metavar="CKPT", help="encoder to start from, in any form that main_finetune.py takes")
+    for name, metavar in (("mean", "M"), ("std", "S")):
+        parser.add_argument(f"--{name}", type=float, nargs="+", metavar=metavar, help="of --finetune's channels, where neither "
+                            "a file beside the weights nor their form says it")
     parser.add_argument("--hours", type=float, default=12.0, metavar="H", help="time that both stages may take here together")
     parser.add_argument("--out", default="runs/own", metavar="DIR", help="where pretrain.args and finetune.args are written, "
                         "and the runs will be")
     parser.add_argument("--floor_images", type=int, default=2000, metavar="N", help="images at most that the floor is fitted "
-                        "to, and that it is scored on; 0: no floor")
+                        "to (two of each class in any case), and that it is scored on; 0: no floor")
     parser.add_argument("--device", default="auto", help="auto (cuda where there is one), cpu, cuda, ...")
     parser.add_argument("--amp", default="auto", choices=["auto", "bf16", "fp16", "off"], help="type of matrix products")
     return parser
@@ -143,13 +147,17 @@ def headers(images: FileImages) -> tuple[list[tuple[int, int]], set[str]]:
 
 
 def start_of(args, device: torch.device) -> tuple[Trained | None, str]:
-    """The encoder of --finetune, others' normalised as ImageNet's are, and words that say so."""
+    """The encoder of --finetune, and words that say whose channel statistics its images are normalised with."""
     if not args.finetune:
+        if args.mean or args.std:
+            raise ValueError("--mean and --std are those of the images of an encoder: give them with --finetune")
         return None, ""
-    own = open_weights(args.finetune).checkpoint is not None
-    mean, std = (None, None) if own else FOREIGN
+    weights, mean, std = open_weights(args.finetune), args.mean, args.std
+    words = ", those given" if mean and std else f", those of {args.finetune}"
+    if weights.form == PUBLISHED and not (weights.statistics or mean or std):
+        mean, std = IMAGENET
+        words = ", ImageNet's, as MAE's published weights have them: give --mean and --std for weights of other images"
     flags = {"checkpoint": args.finetune, "mean": mean, "std": std, "input_size": None, "num_heads": None}
-    words = f", those of {args.finetune}" if own else ", ImageNet's, which MAE's and timm's weights expect"
     return open_encoder(argparse.Namespace(**flags), device), words
 
 
@@ -225,11 +233,15 @@ def write_recipes(args, data: Pictures, network: Network, cost: Cost, plan: Leng
 
 
 def check_flags(args) -> None:
-    """ValueError for numbers that cannot be, and where --out holds recipes already."""
+    """ValueError for numbers that cannot be, and where --out cannot be written or holds recipes already."""
     if not 0 < args.hours < float("inf"):
         raise ValueError(f"--hours must be a finite number above 0, not {args.hours:g}")
     if args.floor_images < 0:
         raise ValueError(f"--floor_images must not be negative: {args.floor_images}")
+    above = next(path for path in (Path(args.out).absolute(), *Path(args.out).absolute().parents) if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(f"--out {args.out} cannot be written: {above} is {'not writable' if above.is_dir() else 'no folder'}; "
+                         "give another --out")
     there = [name for name in ("pretrain.args", "finetune.args", "mgp", "bft") if (Path(args.out) / name).exists()]
     if there:
         raise ValueError(f"{args.out} has {', '.join(there)} already: give another --out, or remove them")
@@ -248,11 +260,13 @@ def main(args) -> list[str]:
     candidates = [network_of(encoder)] if encoder else networks(data.side, len(data.train))
     network, cost, plan = choose(args, data, candidates, device, amp)
     propose(args, data, network, cost, plan)
-    if args.floor_images:
-        what, result = floor(data.train, data.scored, args.floor_images, network.size, encoder, amp)
-        say(f"floor, which training has to beat:\n{metrics.format_table({what: result}, COLUMNS)}")
     commands = write_recipes(args, data, network, cost, plan)
-    say("next:\n" + "\n".join(f"  {command}" for command in commands))
+    if args.floor_images:
+        found = floor(data.train, data.scored, args.floor_images, network.size, encoder, amp)
+        say(f"floor, which training has to beat:\n{metrics.format_table(dict([found]), COLUMNS)}" if found else
+            "no floor: it would need a class of two training images")
+    seen = "  # trained on four fifths of them: new pictures tell more" * ("val_fraction" in data.flags)
+    say("next:\n" + "\n".join(f"  {command}" for command in commands) + seen)
     return commands
 
 

@@ -8,6 +8,7 @@ from datasets.transforms import eval_transform
 from util import metrics
 from util.linprobe import probe_logits
 from util.probes import Features, features
+from util.run import say
 from util.seed import derive_seed
 from util.trained import Trained, own_pool
 
@@ -15,11 +16,12 @@ SIDE = 16  # pixels of the pictures that the regression sees, at most
 
 
 def sample(images: ImageSet, most: int) -> ImageSet:
-    """At most so many of the images, and one of each class at least: small classes whole, the large ones cut to one size."""
+    """At most so many of the images, but two of each class, one of which the probe holds out to choose its C: small classes
+    whole, the large ones cut to one size."""
     counts = images.class_counts
     if len(images) <= most:
         return images
-    low, high = 1, int(counts.max())
+    low, high = min(2, int(counts.max())), int(counts.max())
     while low < high:  # the largest size to which the classes are cut
         middle = (low + high + 1) // 2
         low, high = (middle, high) if np.minimum(counts, middle).sum() <= most else (low, middle - 1)
@@ -44,12 +46,17 @@ def pixels(images: ImageSet, size: tuple[int, int]) -> Features:
 
 
 def floor(train: ImageSet, scored: ImageSet, most: int, size: tuple[int, int], encoder: Trained | None,
-          amp: torch.dtype | None) -> tuple[str, dict]:
-    """(what it is, result of metrics.evaluate_logits) of a balanced linear model on at most `most` images of each set.
+          amp: torch.dtype | None) -> tuple[str, dict] | None:
+    """(what it is, result of metrics.evaluate_logits) of a balanced linear model on at most `most` images of each set, or two
+    of each class to fit; None where no class has a second training image, without which its C cannot be chosen.
 
     On the features of an encoder where there is one, else on small pixels; groups follow all training images.
     """
+    if train.class_counts.max() < 2:
+        return None
     fit, judged = sample(train, most), thinned(scored, most)
+    if len(fit) > most:
+        say(f"note: the floor is fitted to {len(fit):,} images, more than --floor_images {most}: two of each class are needed")
     if encoder:
         values = [features(encoder, images, own_pool(encoder), 64, amp=amp) for images in (fit, judged)]
         what = f"linear probe of {encoder.name}"

@@ -6,6 +6,7 @@
 Made by gradio, which nothing else needs. The page is served to this machine alone, and nothing leaves it.
 """
 import os
+import socket
 import sys
 
 import matplotlib as mpl
@@ -37,6 +38,20 @@ def get_args_parser() -> Parser:
     parser.add_argument("--host", default="127.0.0.1", help="address to serve; 0.0.0.0 lets other machines see the page")
     parser.add_argument("--device", default="auto", help="auto (cuda where there is one), cpu, cuda, ...")
     return parser
+
+
+def check_address(host: str, port: int | None) -> None:
+    """ValueError where no page can be served there."""
+    if port is not None and not 1 <= port <= 65535:
+        raise ValueError(f"--port must lie between 1 and 65535, not {port}")
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as a server that follows another one at once
+            trial.bind(address)
+    except (OSError, UnicodeError) as error:
+        raise ValueError(f"cannot serve the page on --host {host}{f' --port {port}' * bool(port)} ({error}): give another "
+                         "--port, or as --host an address of this machine") from None
 
 
 def load_gradio():
@@ -81,6 +96,7 @@ def build_page(gradio, trained: Trained):
     """The page: a picture above or to the left of what is said about it."""
     kind = trained.criterion.activation
     each = ", each class for itself, so that their sum is not 1" * (kind == "sigmoid")
+    epochs = f"{trained.epochs} epoch{'s' * (trained.epochs != 1)}"
     pool = "mean of the patch tokens" if own_pool(trained) == "mean" else "class token"
 
     def look(path: str | None):
@@ -93,7 +109,7 @@ def build_page(gradio, trained: Trained):
 
     with gradio.Blocks(title="LiVT: try a model", analytics_enabled=False) as page:
         gradio.Markdown(f"# What does the model see?\n{len(trained.class_names)} classes, images of {trained.size[0]} x "
-                        f"{trained.size[1]}, trained with {trained.settings['loss']} for {trained.epochs} epochs. "
+                        f"{trained.size[1]}, trained with {trained.settings['loss']} for {epochs}. "
                         f"Probabilities by {kind}{each}.")
         with gradio.Row():
             with gradio.Column():
@@ -114,6 +130,7 @@ def main(args, wait: bool = True):
     """Serve the page until Ctrl-C; without `wait` return (page, address) at once."""
     if args.checkpoint is None:
         raise ValueError("no model to try: make try CKPT=runs/bft/last.pth, or python -m util.try_page runs/bft/last.pth")
+    check_address(args.host, args.port)
     gradio = load_gradio()
     trained = load_classifier_model(args.checkpoint, choose_device(args.device))
     page = build_page(gradio, trained)

@@ -4,7 +4,6 @@ A form is told by the keys of what a file holds, never by the file's name. Nothi
 `weights_only`, and of all classes argparse.Namespace alone is allowed, which MAE and LiVT keep beside their weights.
 """
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,13 @@ from safetensors.torch import load_file
 from models_mae import as_pair
 from util.checkpoint import FORMAT, DamagedCheckpoint, check_format, check_readable, read_torch, trained_weights
 from util.run import say
+from util.weights_config import exported, heads_of, read_object, size_of, statistics_of
 from util.weights_hf import from_hf, is_hf
 
 FILES = ("model.safetensors", "pytorch_model.bin")  # what a folder of timm's or Hugging Face's holds
+CONFIG = "config.json"
 PATCHES = "patch_embed.proj.weight"
-WRAPPERS = ("model", "state_dict")  # where MAE, LiVT and timm's training script put the weights
-EXPORTED = "livt"  # where config.json of an export keeps what a checkpoint holds beside the weights
-EXPORT_KEYS = ("stage", "args", "progress", "class_names", "class_counts")
+PUBLISHED = "the published form of MAE and LiVT"
 Tensors = dict[str, torch.Tensor]
 
 
@@ -30,7 +29,8 @@ Tensors = dict[str, torch.Tensor]
 class Weights:
     """tensors: by MAE's names, floats in float32; form: where they come from, in words; checkpoint: the whole of this
     project's own, None for others; heads and input_size: of the encoder, where something says so; epochs: whole epochs
-    behind them, where known."""
+    behind them, where known; statistics: mean and deviation of the images' channels, where a file beside others' weights
+    says so."""
 
     path: str
     form: str
@@ -39,6 +39,7 @@ class Weights:
     heads: int | None = None
     input_size: tuple[int, int] | None = None
     epochs: int | None = None
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     @property
     def grid(self) -> tuple[int, int] | None:
@@ -78,9 +79,18 @@ def bare(state) -> Tensors | None:
 
 
 def published(state) -> Tensors | None:
-    """MAE's and LiVT's files, {"model": weights, "args": Namespace, ...}, and timm's, {"state_dict": weights, ...}."""
-    inside = [state[name] for name in WRAPPERS if isinstance(state, dict) and isinstance(state.get(name), dict)]
-    return bare(inside[0]) if inside else None
+    """MAE's and LiVT's files, {"model": weights, "args": Namespace, ...}."""
+    return within(state, "model")
+
+
+def script(state) -> Tensors | None:
+    """The files of timm's training script, {"state_dict": weights, ...}."""
+    return within(state, "state_dict")
+
+
+def within(state, name: str) -> Tensors | None:
+    """The weights under a name of what a file holds."""
+    return bare(state.get(name)) if isinstance(state, dict) else None
 
 
 # Each takes what a file holds and gives the weights by MAE's names, or None where it is not of this form.
@@ -88,7 +98,8 @@ FORMS: dict[str, Callable[[object], Tensors | None]] = {
     "a checkpoint of this project": own,
     "Hugging Face's form": hugging_face,
     "timm's form": bare,
-    "the published form of MAE and LiVT": published,
+    PUBLISHED: published,
+    "the form of timm's training script": script,
 }
 
 
@@ -106,7 +117,7 @@ def open_weights(path: str | Path) -> Weights:
         raise DamagedCheckpoint(f"{path} holds no weights of a ViT that are known here, found {found}: expected "
                                 f"{', or '.join(FORMS)}")
     tensors = {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
-    checkpoint = state if FORMS[form] is own else exported(file.parent, config, tensors)
+    checkpoint = state if FORMS[form] is own else exported(file.with_name(CONFIG), config, tensors)
     if checkpoint:
         if FORMS[form] is own:
             check_format(file, state, None)
@@ -114,24 +125,10 @@ def open_weights(path: str | Path) -> Weights:
         form = form if FORMS[form] is own else "an export of this project"
         form += f" (stage {1 if checkpoint['stage'] == 'pretrain' else 2}, {'?' if epochs is None else epochs} epochs)"
         return Weights(str(path), form, tensors, checkpoint, input_size=size, epochs=epochs)
-    epoch = state.get("epoch") if FORMS[form] is published else None
-    return Weights(str(path), form, tensors, None, heads_of(config), size_of(config),
-                   epoch + 1 if isinstance(epoch, int) else None)
-
-
-def exported(folder: Path, config: dict, tensors: Tensors) -> dict | None:
-    """The checkpoint that a folder of util/export.py stands for, out of its config.json; None for other folders.
-
-    ValueError where something of it is missing.
-    """
-    kept = config.get(EXPORTED)
-    if kept is None:
-        return None
-    missing = sorted(set(EXPORT_KEYS) - set(kept)) if isinstance(kept, dict) else EXPORT_KEYS
-    if missing:
-        raise ValueError(f"{folder / 'config.json'} has no {', '.join(missing)} under {EXPORTED!r}: export the checkpoint "
-                         "again")
-    return {"model": tensors, "ema": None, **{name: kept[name] for name in EXPORT_KEYS}}
+    epoch = state.get("epoch") if FORMS[form] in (published, script) else None
+    beside, folder = file.with_name(CONFIG), Path(path).is_dir()
+    return Weights(str(path), form, tensors, None, heads_of(beside, config), size_of(beside, config),
+                   epoch + 1 if isinstance(epoch, int) else None, statistics_of(beside, config) if folder else None)
 
 
 def find_file(path: Path) -> tuple[Path, dict]:
@@ -143,22 +140,7 @@ def find_file(path: Path) -> tuple[Path, dict]:
     if not there:
         raise ValueError(f"no weights in the folder {path}: expected {' or '.join(FILES)} in it (one file, no shards), or "
                          "the path of a file")
-    return there[0], read_config(path)
-
-
-def read_config(folder: Path) -> dict:
-    """config.json of a folder, {} where there is none. ValueError where it is no JSON object."""
-    path = folder / "config.json"
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read {path} ({getattr(error, 'strerror', None) or 'no JSON'}): use another copy of the "
-                         "folder") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} holds a {type(config).__name__}, not an object: use another copy of the folder")
-    return config
+    return there[0], read_object(path / CONFIG)
 
 
 def is_safetensors(path: Path) -> bool:
@@ -174,17 +156,6 @@ def read_safetensors(path: Path) -> Tensors:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise DamagedCheckpoint(f"{path} is damaged ({str(error).splitlines()[0]}): use another copy") from None
-
-
-def heads_of(config: dict) -> int | None:
-    """Attention heads, as Hugging Face's or timm's config.json says."""
-    return config.get("num_attention_heads") or config.get("model_args", {}).get("num_heads")
-
-
-def size_of(config: dict) -> tuple[int, int] | None:
-    """Height and width of the images, as Hugging Face's or timm's config.json says."""
-    size = config.get("image_size") or config.get("pretrained_cfg", {}).get("input_size", [None])[1:]
-    return as_pair(size) if size else None
 
 
 def tell(weights: Weights, report: dict) -> None:
