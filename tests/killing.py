@@ -5,6 +5,7 @@
 import argparse
 import json
 import random
+import shutil
 import signal
 import tempfile
 import time
@@ -27,6 +28,15 @@ STAGES = {
 }
 
 
+def plain(value):
+    """A checkpoint's nested values with tensors as lists, so that == compares them."""
+    if isinstance(value, dict):
+        return {key: plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    return value.tolist() if isinstance(value, torch.Tensor) else value
+
+
 def differences(one: Path, other: Path) -> list[str]:
     """What differs between two finished runs, to the bit; times aside."""
     found = []
@@ -34,9 +44,14 @@ def differences(one: Path, other: Path) -> list[str]:
     found += [f"weight {key}" for key in a["model"] if not torch.equal(a["model"][key], b["model"][key])]
     for i, state in a["optimizer"]["state"].items():
         found += [f"optimiser {i} {key}" for key in state if not torch.equal(state[key], b["optimizer"]["state"][i][key])]
+    for state in (a, b):
+        # Each DataLoader that starts draws its workers' seed from torch's generator, one more after a cut within an epoch;
+        # no image depends on it.
+        del state["scaler"]["clock"], state["rng"]["torch"]
+    found += [key for key in ("ema", "scaler", "progress", "rng") if repr(plain(a[key])) != repr(plain(b[key]))]
     logs = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in (one, other)]
-    plain = [[{key: value for key, value in line.items() if key not in TIMES} for line in log] for log in logs]
-    found += ["log.jsonl"] * (plain[0] != plain[1])
+    timeless = [[{key: value for key, value in line.items() if key not in TIMES} for line in log] for log in logs]
+    found += ["log.jsonl"] * (timeless[0] != timeless[1])
     found += ["metrics.json"] * ((one / "metrics.json").read_bytes() != (other / "metrics.json").read_bytes())
     if (one / "predictions.npz").exists():
         x, y = (np.load(run / "predictions.npz") for run in (one, other))
@@ -45,15 +60,18 @@ def differences(one: Path, other: Path) -> list[str]:
 
 
 def kill_often(stage: str, folder: Path, kills: int, epochs: int, draw: random.Random) -> tuple[list[str], dict[str, int]]:
-    """Kill a run `kills` times and let it finish: (what differs from the whole run, kills by moment)."""
+    """Kill a run `kills` times and let it finish: (what differs from the whole run, kills by moment).
+
+    Where it ends before it is killed, that result is compared too, and it begins anew.
+    """
     flags = [*STAGES[stage], "--epochs", epochs, "--save_steps", 3]
     began = time.monotonic()
     whole = Processes(folder, [(stage, [*flags, "--output_dir", folder / "whole"])])
     assert whole.end(600) == {0: 0}, whole.output()
     span = (time.monotonic() - began) / max(kills, 1)
-    moments = {"while saving": 0, "anywhere": 0}
+    moments, found = {"while saving": 0, "anywhere": 0}, []
     job, part = [(stage, [*flags, "--output_dir", folder / "cut"])], folder / "cut" / ".last.pth.part"
-    for _ in range(kills):
+    while sum(moments.values()) < kills:
         run, moment = Processes(folder, job), draw.choice(list(moments))
         run.wait_for(lambda run=run: f"stage {1 if stage == 'pretrain' else 2}," in run.output())
         # Long enough for some progress and short enough for all the kills to fall into the run.
@@ -61,10 +79,15 @@ def kill_often(stage: str, folder: Path, kills: int, epochs: int, draw: random.R
         if moment == "while saving":
             run.wait_for(lambda run=run: part.exists() or (folder / "cut" / "metrics.json").exists())
         run.kill(0, signal.SIGKILL)
-        moments[moment] += run.end() == {0: -signal.SIGKILL}
+        if run.end() == {0: -signal.SIGKILL}:
+            moments[moment] += 1
+            continue
+        assert run.end() == {0: 0}, run.output()
+        found += differences(folder / "whole", folder / "cut")
+        shutil.rmtree(folder / "cut")
     last = Processes(folder, job)
     assert last.end(600) == {0: 0}, last.output()
-    return differences(folder / "whole", folder / "cut"), moments
+    return found + differences(folder / "whole", folder / "cut"), moments
 
 
 def main() -> None:

@@ -1,12 +1,20 @@
 """The optimiser step: accumulation with its tail, clipping, precision, and steps that are not finite."""
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from tests.test_loop import StubLoader
+from util.distributed import World
+from util.loop import micro_batches
+from util.lr import Schedule
 from util.precision import choose_amp
+from util.session import Session
+from util.setup import Machine, spread
 from util.steps import NonFiniteError, Stepper, StepPlan, build_optimizer, derive_accumulation
 
 CPU = torch.device("cpu")
@@ -160,6 +168,51 @@ def test_too_many_bad_steps_in_a_row_stop_with_a_message():
     assert caught.value.first == 3
     stepper.forget_bad_row()
     stepper.read("")
+
+
+def test_no_checkpoint_is_written_within_a_row_of_bad_steps(monkeypatch):
+    model, bad, saved = small_net(), {(0, 1), (1, 2), (2, 0)}, []
+    stepper = make(model)
+    monkeypatch.setattr(Session, "save", lambda self: saved.append((self.epoch, self.step)))
+    session = Session("pretrain", {}, SimpleNamespace(log=lambda record: None), stepper, None, StepPlan(6, 2, 1), None, None,
+                      World(), save_steps=1)
+
+    def train_epoch(epoch, first_step, after_step):
+        for step in range(3):
+            stepper.backward(model(torch.ones(2, 5)).sum() * (float("nan") if (epoch, step) in bad else 1.0), 1.0)
+            stepper.step(2)
+            after_step(step + 1)
+        return {}
+    session.train(4, train_epoch, lambda epoch, record: record)
+    assert saved == [(0, 1), (1, 0), (1, 1), (1, 2), (2, 2), (3, 0), (3, 1), (3, 2), (4, 0)]
+
+
+@pytest.fixture
+def gloo():
+    """A group of processes that has this one alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(("accum", "expected"), [(3, [3, 6, 9, 10]), (1, list(range(1, 11)))])
+def test_gradients_are_exchanged_in_the_last_micro_batch_of_a_step_only(gloo, accum, expected):
+    plan, seen, exchanged = StepPlan(37, 4, accum), [], []
+    network = spread(small_net(), plan, Machine(CPU, None, World(size=2)))
+    assert network.gradient_as_bucket_view and network.static_graph == (accum == 1)
+
+    def exchange(_, bucket):
+        exchanged.append(len(seen))
+        future = torch.futures.Future()
+        future.set_result(bucket.buffer())
+        return future
+    network.register_comm_hook(None, exchange)
+    stepper = make(network)
+    stepper.processes = 2  # of which this is the one that is here
+    for batch, _, weight in micro_batches(StubLoader(), stepper, plan, Schedule(1e-2, 0.0, 0, 5), 0, 7, 50):
+        seen.append(batch)
+        stepper.backward(network(torch.ones(len(batch[0]), 5)).square().mean(), weight)
+    assert exchanged == expected
 
 
 def test_state_is_restored():

@@ -247,9 +247,8 @@ def test_a_run_does_not_end_well_on_steps_that_are_not_finite(pretrain, tmp_path
     import util.steps
     backward = util.steps.Stepper.backward
 
-    def poisoned(self, loss, weight):
-        backward(self, loss * float("nan") if self.total >= 5 else loss, weight)  # in the whole second epoch
-    monkeypatch.setattr(util.steps.Stepper, "backward", poisoned)
+    monkeypatch.setattr(util.steps.Stepper, "backward", lambda self, loss, weight: backward(
+        self, loss * float("nan") if self.total >= 5 else loss, weight))  # in the whole second epoch
     with pytest.raises(NonFiniteError, match="in 5 steps in a row .the last epoch, 1, has no other step") as caught:
         pretrain(tmp_path / "run", *MAE, "--epochs", 2, "--batch_size", 9)
     assert not (tmp_path / "run" / "metrics.json").exists()
