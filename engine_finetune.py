@@ -3,6 +3,7 @@ from collections.abc import Callable
 
 import torch
 from timm.data.mixup import Mixup, mixup_target
+from timm.data.random_erasing import RandomErasing
 from torch import nn
 
 from util import signals
@@ -10,7 +11,7 @@ from util.distributed import World
 from util.loop import epoch_record, micro_batches, worker_deaths
 from util.lr import Schedule
 from util.run import progress
-from util.seed import seeded
+from util.seed import Draws, seed_everything, seeded
 from util.steps import Stepper, StepPlan
 
 
@@ -35,22 +36,35 @@ class Targets:
         return images, targets
 
 
+def erase_each(erase: RandomErasing | None, images: torch.Tensor, drawn: Draws) -> torch.Tensor:
+    """Erase in each of the images (n, C, H, W) what is drawn for it, in place; leaves the global generators seeded."""
+    if erase is not None:
+        for i, image in enumerate(images):
+            seed_everything(drawn.of_image("erase", i), images.device)
+            erase(image)
+    return images
+
+
 def train_one_epoch(criterion: nn.Module, loader, normalize, erase, targets: Targets, stepper: Stepper, plan: StepPlan,
                     schedule: Schedule, epoch: int, seed: int, log_every: int = 50, first_step: int = 0,
                     after_step: Callable[[int], None] | None = None) -> dict:
     """Train the stepper's network over every image once; returns the epoch's line for log.jsonl.
 
-    Erasing and mixing act on normalised images on the device: erase (n, C, H, W) -> the same, targets as `Targets`.
+    Erasing and mixing act on normalised images on the device: erase as of `erase_each`, targets as `Targets`.
     first_step: steps of the epoch that are done already. after_step: called with the number of steps done, between two.
     """
     criterion.set_epoch(epoch)
     network, device = stepper.network.train(), stepper.device
     for (images, labels), drawn, weight in micro_batches(loader, stepper, plan, schedule, epoch, seed, log_every, first_step,
                                                          after_step):
-        with seeded(drawn, device), stepper.autocast():
-            images, soft = targets(erase(normalize(images)), labels)
-            outputs = network(images, return_features=True) if criterion.needs_features else (network(images),)
-            loss = criterion(outputs[0], soft, *outputs[1:])
+        with seeded(drawn.seed, device):
+            images = erase_each(erase, normalize(images), drawn)
+        paths = drawn.of_images("path", len(images), len(stepper.model.drop_paths), device)
+        with seeded(drawn.seed, device), stepper.autocast():
+            images, soft = targets(images, labels)
+            outputs = network(images, criterion.needs_features, paths)
+            logits, *features = outputs if criterion.needs_features else (outputs,)
+            loss = criterion(logits, soft, *features)
         stepper.backward(loss, weight)
     return epoch_record(stepper, plan, epoch)
 

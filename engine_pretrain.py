@@ -1,4 +1,5 @@
 """One epoch of masked reconstruction."""
+import math
 from collections.abc import Callable
 
 from util.loop import epoch_record, micro_batches
@@ -14,11 +15,12 @@ def train_one_epoch(loader, normalize, stepper: Stepper, plan: StepPlan, schedul
 
     first_step: steps of the epoch that are done already. after_step: called with the number of steps done, between two.
     """
-    network, device = stepper.network.train(), stepper.device
+    network, device, patches = stepper.network.train(), stepper.device, math.prod(stepper.model.grid)
     for (images, _), drawn, weight in micro_batches(loader, stepper, plan, schedule, epoch, seed, log_every, first_step,
                                                     after_step):
         images = normalize(images)
-        with seeded(drawn, device), stepper.autocast():
-            loss = network(images, mask_ratio, loss_only=True)
+        noise = drawn.of_images("mask", len(images), patches, device)
+        with seeded(drawn.seed, device), stepper.autocast():
+            loss = network(images, mask_ratio, noise, loss_only=True)
         stepper.backward(loss, weight)
     return epoch_record(stepper, plan, epoch)

@@ -118,9 +118,9 @@ def build_targets(args, num_classes: int) -> Targets:
     return Targets(num_classes, args.smoothing, mixup)
 
 
-def build_erasing(args, device: torch.device) -> Callable:
-    """timm's random erasing of normalised images on the device; does nothing at probability 0."""
-    return RandomErasing(args.reprob, mode=args.remode, max_count=args.recount, device=device) if args.reprob else nn.Identity()
+def build_erasing(args, device: torch.device) -> RandomErasing | None:
+    """timm's random erasing of normalised images on the device; None at probability 0."""
+    return RandomErasing(args.reprob, mode=args.remode, max_count=args.recount, device=device) if args.reprob else None
 
 
 def score(model, criterion, loader, normalize, machine: Machine, counts, total: int,

@@ -3,7 +3,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from timm.layers import resample_abs_pos_embed, resample_patch_embed
+from timm.layers import DropPath, resample_abs_pos_embed, resample_patch_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -14,12 +14,55 @@ MODELS = {f"vit_{size}": shape for size, shape in SIZES.items()}
 DECODER = ("decoder_", "mask_token", "pooler.")
 
 
-class Classifier(VisionTransformer):
-    """timm's VisionTransformer, which also hands out the penultimate features for losses that need them."""
+class DrawnDropPath(DropPath):
+    """timm's DropPath of one branch, whose draws come from outside: before each pass in training `draw` is called."""
 
-    def forward(self, x: torch.Tensor, return_features: bool = False):
-        """(N, C, H, W) -> logits (N, classes), or (logits, features (N, D)) as they enter the head."""
-        features = self.forward_head(self.forward_features(x), pre_logits=True)
+    factors: torch.Tensor | None = None  # (N, 1, 1)
+
+    def draw(self, uniform: torch.Tensor) -> None:
+        """uniform (N,) in [0, 1): the branch is dropped for the images whose draw lies below the rate."""
+        self.factors = ((uniform >= self.drop_prob).to(uniform.dtype) / (1 - self.drop_prob)).view(-1, 1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, L, D) -> the same."""
+        return x * self.factors.to(x.dtype) if self.training else x
+
+
+class Classifier(VisionTransformer):
+    """timm's VisionTransformer, which also hands out the penultimate features for losses that need them, and drops the paths
+    that it is told to."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        for block in self.blocks:
+            for name in ("drop_path1", "drop_path2"):
+                path = getattr(block, name)
+                if isinstance(path, DropPath):
+                    setattr(block, name, DrawnDropPath(path.drop_prob))
+
+    @property
+    def drop_paths(self) -> list[DrawnDropPath]:
+        """The branches that training drops at random, in order: none where the rate is 0, and none in the first block."""
+        return [path for block in self.blocks for path in (block.drop_path1, block.drop_path2)
+                if isinstance(path, DrawnDropPath)]
+
+    def forward_features(self, x: torch.Tensor, *masks, paths: torch.Tensor | None = None, **options) -> torch.Tensor:
+        """As timm's. paths: see `forward`."""
+        branches = self.drop_paths
+        if self.training and branches:
+            if paths is None:
+                paths = torch.rand(len(x), len(branches), device=x.device)
+            for path, uniform in zip(branches, paths.unbind(1), strict=True):
+                path.draw(uniform)
+        return super().forward_features(x, *masks, **options)
+
+    def forward(self, x: torch.Tensor, return_features: bool = False, paths: torch.Tensor | None = None):
+        """(N, C, H, W) -> logits (N, classes), or (logits, features (N, D)) as they enter the head.
+
+        paths (N, number of `drop_paths`) in [0, 1) decides in training which branches are dropped; by default it is drawn
+        from the device's generator. Under gradient checkpointing the backward pass has to come before another forward pass.
+        """
+        features = self.forward_head(self.forward_features(x, paths=paths), pre_logits=True)
         logits = self.head(features)
         return (logits, features) if return_features else logits
 

@@ -55,12 +55,21 @@ def test_two_and_three_processes_compute_what_one_does(tmp_path, flags, encoder)
         np.testing.assert_allclose(here["logits"], there["logits"], rtol=1e-3, atol=1e-4)
 
 
-def test_without_draws_of_micro_batches_one_process_of_twice_the_batch_is_the_same(tmp_path, flags):
-    plain = ["--epochs", 10, "--drop_path", 0, "--reprob", 0, "--aa", "none", "--eval_every", 10]
-    runs = [Processes(tmp_path, [flags("finetune", tmp_path / "one", *plain, "--batch_size", 16)]),
-            Processes(tmp_path, [flags("finetune", tmp_path / "two", *plain, "--batch_size", 8)], 2)]
-    assert [set(run.end().values()) for run in runs] == [{0}, {0}]
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+def test_without_mixup_one_process_of_twice_the_batch_is_the_same(tmp_path, flags, encoder):
+    """A step an epoch, so that the log has the loss of each: masks, dropped paths and erased pieces belong to images."""
+    drawn = ["--drop_path", .3, "--reprob", .5, "--smoothing", .1, "--finetune", encoder, "--eval_every", 20]
+
+    def jobs(name, batch):
+        batches = [*DRAWS, "--batch_size", batch, "--accum_iter", 2]
+        return [flags("pretrain", tmp_path / f"{name}-mgp", *batches),
+                flags("finetune", tmp_path / f"{name}-bft", *batches, *drawn)]
+    runs = [Processes(tmp_path, jobs("one", 22)), Processes(tmp_path, jobs("two", 11), 2)]
+    assert [set(run.end(120).values()) for run in runs] == [{0}, {0}], runs[1].output()
+    for stage in ("mgp", "bft"):
+        found, expected = losses(tmp_path / f"two-{stage}"), losses(tmp_path / f"one-{stage}")
+        assert len(found) == len(set(found)) == 20 and found == pytest.approx(expected, rel=1e-5)
+    there, here = (np.load(tmp_path / f"{name}-bft" / "predictions.npz") for name in ("one", "two"))
+    np.testing.assert_allclose(here["logits"], there["logits"], rtol=1e-3, atol=1e-4)
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,10 @@ from util.steps import Clock, StepPlan
 
 
 class StubLoader:
-    """37 samples in micro-batches of 4, the last of 1."""
+    """37 samples in micro-batches of 4, the last of 1, or of another size."""
 
-    def __init__(self):
+    def __init__(self, size=4):
+        self.size = size
         self.batch_sampler = SimpleNamespace(set_epoch=self.set_epoch)
 
     def set_epoch(self, epoch, micro_batches):
@@ -26,7 +27,7 @@ class StubLoader:
         return 10
 
     def __iter__(self):
-        return iter([(torch.zeros(4 if index < 9 else 1),) for index in self.micro_batches])
+        return iter([(torch.zeros(min(self.size, 37 - index * self.size)),) for index in self.micro_batches])
 
 
 class StubStepper:
@@ -55,11 +56,11 @@ class StubStepper:
 def test_rates_weights_and_seeds():
     loader, stepper, schedule = StubLoader(), StubStepper(), Schedule(1.0, 0.1, 1, 5)
     loop = micro_batches(loader, stepper, StepPlan(37, 4, 3), schedule, 2, 7, log_every=2)
-    yielded = [(seed, weight) for _, seed, weight in loop]
+    yielded = [(drawn, weight) for _, drawn, weight in loop]
     assert loader.epoch == 2 and stepper.started == 1
     # Four steps of 12, 12, 12 and 1 samples: each sample of a step counts the same.
     assert [weight for _, weight in yielded] == pytest.approx([4 / 12] * 9 + [1.0])
-    assert [seed for seed, _ in yielded] == [derive_seed(7, "step", 8 + i // 3, i % 3) for i in range(10)]
+    assert [drawn.seed for drawn, _ in yielded] == [derive_seed(7, "step", 8 + i // 3, i % 3) for i in range(10)]
     rates = [schedule.at(2 + step / 4) for step in range(4)]
     assert [samples for samples, _ in stepper.steps] == [12, 12, 12, 1]
     assert [lr for _, lr in stepper.steps] == [pytest.approx([0.5 * rate, rate]) for rate in rates]
@@ -71,7 +72,7 @@ def test_the_rest_of_an_epoch_is_what_the_whole_epoch_has():
     def epoch(plan, first_step=0):
         done, stepper = [], StubStepper()
         loop = micro_batches(StubLoader(), stepper, plan, Schedule(1.0, 0.1, 1, 5), 2, 7, 50, first_step, done.append)
-        return [(len(batch[0]), seed, weight) for batch, seed, weight in loop], stepper, done
+        return [(len(batch[0]), drawn, weight) for batch, drawn, weight in loop], stepper, done
     whole, stepper, done = epoch(StepPlan(37, 4, 3))
     rest, later, _ = epoch(StepPlan(37, 4, 3), 2)
     assert done == [1, 2, 3, 4] and rest == whole[6:] and later.steps == stepper.steps[2:]
@@ -81,13 +82,33 @@ def test_the_rest_of_an_epoch_is_what_the_whole_epoch_has():
 @pytest.mark.parametrize("processes", [2, 3])
 def test_processes_do_together_what_one_does_with_more_accumulation(processes):
     def epoch(plan):
-        return [(seed, len(batch[0]), weight) for batch, seed, weight in
+        return [(drawn.seed, drawn.first, len(batch[0]), weight) for batch, drawn, weight in
                 micro_batches(StubLoader(), StubStepper(), plan, Schedule(1.0, 0.1, 1, 5), 2, 7, 50)]
     one = epoch(StepPlan(37, 4, 2 * processes))
     spread = [part for process in range(processes) for part in epoch(StepPlan(37, 4, 2, processes, process))]
     # A process that has none left repeats one that counts nothing, to take part in the exchange.
-    assert sorted(part for part in spread if part[2]) == sorted(one)
-    assert all(size for _, size, _ in spread)
+    assert sorted(part for part in spread if part[3]) == sorted(one)
+    assert all(size for _, _, size, _ in spread)
+
+
+def test_images_draw_the_same_however_a_step_is_cut():
+    """A step of 24 in micro-batches of 4, of 8, of 24, and spread over three processes."""
+    def epoch(plan):
+        loader = StubLoader(plan.batch_size)
+        return [(drawn.first, row, seed) for batch, drawn, _ in
+                micro_batches(loader, StubStepper(), plan, Schedule(1.0, 0.1, 1, 5), 2, 7, 50)
+                for row, seed in zip(drawn.of_images("mask", len(batch[0]), 5, torch.device("cpu")),
+                                     (drawn.of_image("erase", i) for i in range(len(batch[0]))), strict=True)]
+
+    def rows(parts):
+        assert len(parts) == 37
+        return [(row.tolist(), seed) for _, row, seed in parts]
+    expected = rows(epoch(StepPlan(37, 4, 6)))
+    assert len({tuple(row) for row, _ in expected}) == len({seed for _, seed in expected}) == 37
+    for plan in (StepPlan(37, 8, 3), StepPlan(37, 24, 1)):
+        assert rows(epoch(plan)) == expected
+    spread = [epoch(StepPlan(37, 4, 2, 3, process)) for process in range(3)]
+    assert sorted(rows([part for parts in spread for part in parts])) == sorted(expected)
 
 
 def test_a_long_epoch_tells_where_it_is(monkeypatch, capsys):

@@ -5,6 +5,7 @@ import torch
 
 from models_mae import build_mae
 from models_vit import MODELS, build_vit, load_classifier, load_encoder, load_resampled, resample_positions
+from util.seed import seeded
 
 SMALL = dict(patch_size=4, embed_dim=16, depth=2, num_heads=2)
 DECODER = dict(decoder_embed_dim=8, decoder_depth=1, decoder_num_heads=2)
@@ -43,6 +44,48 @@ def test_every_named_model_trains_at_reduced_depth(name, pool):
     (out + torch.randn(2, 5)).square().sum().backward()
     assert out.shape == (2, 5)
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
+
+
+def dropped_by_hand(model, images, paths):
+    """Logits in training by the definition of stochastic depth: a branch is left out, or counts 1 / (1 - rate) times."""
+    x, column = model._pos_embed(model.patch_embed(images)), 0
+    for index, block in enumerate(model.blocks):
+        rate = .4 * index / (len(model.blocks) - 1)
+        for norm, branch in ((block.norm1, block.attn), (block.norm2, block.mlp)):
+            out = branch(norm(x))
+            if rate:
+                dropped = paths[:, column] < rate
+                out, column = torch.where(dropped[:, None, None], torch.zeros_like(out), out / (1 - rate)), column + 1
+            x = x + out
+    assert column == paths.shape[1]
+    return model.head(model.forward_head(x, pre_logits=True))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_paths_are_dropped_by_the_draws_that_are_given(checkpointing):
+    torch.manual_seed(0)
+    model = build_vit("vit_tiny_patch16", 3, 16, drop_path=.4, head_std=1, **{**SMALL, "depth": 3}).double().train()
+    model.set_grad_checkpointing(checkpointing)
+    images, paths = torch.randn(5, 3, 16, 16).double(), torch.rand(5, len(model.drop_paths)).double()
+    paths[0] = 0  # all are dropped
+    outputs = [model(images, paths=paths), dropped_by_hand(model, images, paths)]
+    torch.testing.assert_close(*outputs)
+    gradients = [torch.autograd.grad(out.square().sum(), list(model.parameters())) for out in outputs]
+    torch.testing.assert_close(*gradients)
+    other = model(images, paths=1 - paths)
+    assert not torch.allclose(other[0], outputs[0][0]) and torch.equal(model.eval()(images, paths=paths), model(images))
+
+
+def test_draws_of_paths_come_from_the_generator_where_none_are_given():
+    model = build_vit("vit_tiny_patch16", 3, 16, drop_path=.4, head_std=1, **SMALL).train()
+    images = torch.randn(5, 3, 16, 16)
+    with seeded(0):
+        paths = torch.rand(5, 2)
+    outputs = [model(images, paths=paths)]
+    for seed in (0, 1):
+        with seeded(seed):
+            outputs.append(model.forward_head(model.forward_features(images)))
+    assert torch.equal(outputs[0], outputs[1]) and not torch.equal(outputs[1], outputs[2])
 
 
 def test_encoder_gives_the_same_features_in_the_classifier():

@@ -10,7 +10,7 @@ import torch
 from util import signals
 from util.lr import Schedule, set_lr
 from util.run import progress, say
-from util.seed import derive_seed
+from util.seed import Draws
 from util.steps import Stepper, StepPlan
 
 try:
@@ -22,12 +22,12 @@ LINE_SECONDS = 30  # an epoch of days tells where it is this often at most, so t
 
 
 def micro_batches(loader, stepper: Stepper, plan: StepPlan, schedule: Schedule, epoch: int, seed: int, log_every: int,
-                  first_step: int = 0, after_step: Callable[[int], None] | None = None) -> Iterator[tuple[list, int, float]]:
-    """Yield (batch on the device, seed, weight) for this process's micro-batches; the caller runs
+                  first_step: int = 0, after_step: Callable[[int], None] | None = None) -> Iterator[tuple[list, Draws, float]]:
+    """Yield (batch on the device, draws, weight) for this process's micro-batches; the caller runs
     stepper.backward(loss, weight).
 
-    The seed is a function of (run's seed, step, place in the step): what is drawn for a micro-batch does not depend on
-    what was drawn before, nor on which process it is drawn in. The learning rate is set at the start of a step, as MAE
+    The draws are a function of (run's seed, step, place in the step): they do not depend on what was drawn before, nor on
+    which process they are drawn in. The learning rate is set at the start of a step, as MAE
     does, so the very first step has rate 0 and only fills the optimiser's moments.
 
     first_step: steps of the epoch that a checkpoint has behind it, their sums included. after_step(steps done) is called
@@ -50,7 +50,7 @@ def micro_batches(loader, stepper: Stepper, plan: StepPlan, schedule: Schedule, 
             step = part.step
             set_lr(stepper.optimizer, schedule.at(epoch + step / plan.steps_per_epoch))
         with stepper.gradients_meet(part.last):
-            yield batch, derive_seed(seed, "step", epoch * plan.steps_per_epoch + step, part.place), part.weight
+            yield batch, plan.draws(seed, epoch, part), part.weight
         if not part.last:
             continue
         stepper.step(plan.samples(step))

@@ -1,6 +1,5 @@
 """Which number type the matrix products run in."""
 import torch
-from timm.layers import DropPath
 from torch import nn
 
 
@@ -48,18 +47,6 @@ def choose_attention(model: nn.Module, device: torch.device, amp: torch.dtype | 
             module.fused_attn = fused
 
 
-class Uncompiled(nn.Module):
-    """A module that compilation leaves as it is."""
-
-    def __init__(self, inner: nn.Module):
-        super().__init__()
-        self.inner = inner
-
-    @torch.compiler.disable
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.inner(x)
-
-
 def check_compiler(device: torch.device) -> None:
     """Raise ValueError where torch.compile cannot build for this device, before a run has begun."""
     try:
@@ -74,16 +61,12 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
     """Compile the transformer blocks of either stage's model in place, and stage 1's loss: names, draws and, to rounding,
     numbers stay.
 
-    The blocks of a tower share one compilation, which takes seconds where a whole model takes minutes. Drop path is left out
-    of it: its rate differs from block to block, and its draws are then those of an uncompiled run. A batch of another size is
-    compiled once more, for any size.
+    The blocks of a tower share one compilation, which takes seconds where a whole model takes minutes. What is drawn (masks,
+    dropped paths) is drawn outside of it. A batch of another size is compiled once more, for any size.
     """
     # One function for both towers, training and evaluation, full and short batches: more variants than torch allows by itself.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
     blocks = [*model.blocks, *getattr(model, "decoder_blocks", ())]
-    if any(isinstance(block.drop_path1, DropPath) for block in blocks):
-        for block in blocks:
-            block.drop_path1, block.drop_path2 = Uncompiled(block.drop_path1), Uncompiled(block.drop_path2)
     for part in (*blocks, *([model.patch_loss] if hasattr(model, "patch_loss") else [])):
         part.compile(backend=backend)
 

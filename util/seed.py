@@ -6,6 +6,7 @@ on how many processes or workers it is spread over, nor on what else has drawn b
 import contextlib
 import hashlib
 import random
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,6 +15,36 @@ import torch
 def derive_seed(*key) -> int:
     """A 63-bit seed out of a key of ints and strings; equal keys give equal seeds on every machine and Python."""
     return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little") >> 1
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What is drawn for one micro-batch of a step.
+
+    An image's own draws (its mask, its dropped paths, what is erased of it) belong to its place in the step, so that they
+    stay the same however the step is cut into micro-batches and spread over processes. What mixes images belongs to the
+    micro-batch.
+    """
+
+    key: tuple  # of the step
+    place: int  # of the micro-batch in the step, over all processes
+    first: int  # place of its first image in the step
+    total: int  # images of a full step
+
+    @property
+    def seed(self) -> int:
+        """The seed of what the images of the micro-batch draw together."""
+        return derive_seed(*self.key, self.place)
+
+    def of_images(self, what: str, n: int, width: int, device: torch.device) -> torch.Tensor:
+        """(n, width) uniform in [0, 1): a row for each of the first n images, which depends on its place in the step."""
+        generator = torch.Generator(device).manual_seed(derive_seed(*self.key, what))
+        # All rows of the step are drawn: a GPU's generator gives other numbers to a tensor of another size.
+        return torch.rand(self.total, width, generator=generator, device=device)[self.first:self.first + n]
+
+    def of_image(self, what: str, i: int) -> int:
+        """A seed for the i-th image of the micro-batch, which depends on its place in the step."""
+        return derive_seed(*self.key, what, self.first + i)
 
 
 def seed_everything(seed: int, device: torch.device | None = None) -> None:
@@ -48,7 +79,7 @@ def keep_random_state(device: torch.device | None = None):
 def seeded(seed: int, device: torch.device | None = None):
     """Seed the global generators for the body only.
 
-    For library code that draws from them (timm's RandAugment, Mixup and DropPath, torchvision's transforms).
+    For library code that draws from them (timm's RandAugment and Mixup, torchvision's transforms).
     """
     with keep_random_state(device):
         seed_everything(seed, device)

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from util.lamb import Lamb
+from util.seed import Draws
 
 # AdamW in its fused form is the one that knows the flag.
 OPTIMIZERS = {"adamw": functools.partial(torch.optim.AdamW, fused=True), "lamb": Lamb}
@@ -71,6 +72,11 @@ class StepPlan:
             return min(self.effective_batch_size, self.num_samples - step * self.effective_batch_size)
         most = self.batch_size * self.accum_iter
         return sum(max(0, min(most, self._part(process) - step * most)) for process in range(self.processes))
+
+    def draws(self, seed: int, epoch: int, part: MicroBatch) -> Draws:
+        """What a micro-batch of an epoch draws in a run of a seed."""
+        return Draws((seed, "step", epoch * self.steps_per_epoch + part.step), part.place, part.place * self.batch_size,
+                     self.effective_batch_size)
 
     def micro_batches(self, first_step: int = 0) -> list[MicroBatch]:
         """What this process does in an epoch, from a step on."""
