@@ -42,7 +42,7 @@ def get_args_parser() -> Parser:
                         f"{', '.join(name for name in DATA if needs_path(name))}; data/NAME by default")
     parser.add_argument("--output_dir", default="runs/reproduce", metavar="DIR", help="run folders, and what --report writes")
     parser.add_argument("--batch_size", type=int, metavar="N", help="images a process and micro-batch instead of the recipes', "
-                        "where these say how many images a step has: another run, since masks and mixed pairs are drawn a "
+                        "where these say how many images a step has: another run, since pairs to mix are drawn a "
                         "micro-batch, with a folder of its own")
     parser.add_argument("--num_workers", type=int, metavar="N", help="of each process, as the stages' flag")
     parser.add_argument("--list", action="store_true", help="print what each needs: data, jobs, GPU hours")

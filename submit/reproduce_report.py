@@ -8,7 +8,7 @@ from util.figures_report import fit
 from util.provenance import git_revision
 from util.report_curves import curve_figures, sweep_figures
 from util.report_groups import Group
-from util.report_page import Page, columns, escape, paragraph
+from util.report_page import Markup, Page, columns, escape, paragraph
 from util.report_page import table as html_table
 from util.report_pictures import draw_reconstructions
 from util.report_runs import Run, read_run
@@ -46,8 +46,8 @@ def sections_of(studies: dict, results: Results) -> list[Section]:
 def settings_section(name: str) -> Section:
     """Tables 9 and 10, read back from the recipes."""
     head, rows = settings.COLUMNS, settings.settings_table(int(name.removeprefix("table")))
-    title = {"table9": "Augmentations", "table10": "Settings"}[name]
-    return Section(name, title, "Read from the recipes.", [Block("paper and recipe", list(head), [list(row) for row in rows])])
+    block = Block("paper and recipe", list(head), [list(row) for row in rows])
+    return Section(name, settings.TABLES[name], "Read from the recipes.", [block])
 
 
 def heading(section: Section) -> str:
@@ -114,8 +114,15 @@ def body_of(page: Page, section: Section, results: Results) -> str:
         body.append(pictures(page, section.name, section.study, results))
     for block in section.blocks:
         words = tuple(range(1, len(block.head)))
-        body += [f"<h3>{escape(block.caption)}</h3>", html_table(block.head, block.rows, text_columns=words)]
+        read = section.name in settings.TABLES
+        rows = block.rows if read else [[name, *map(breaking, cells)] for name, *cells in block.rows]
+        body += [f"<h3>{escape(block.caption)}</h3>", html_table(block.head, rows, "wide" if read else "breaks", words)]
     return "".join(body)
+
+
+def breaking(cell: str) -> Markup:
+    """A cell that may go on in a second line before its interval, and nowhere else."""
+    return Markup(" ".join(f"<span>{escape(part)}</span>" for part in cell.replace(" [", "\n[").split("\n")))
 
 
 def write(studies: dict, results: Results, small: bool) -> str:

@@ -5,6 +5,7 @@ import main_finetune
 import main_pretrain
 from util.args import PROJECT
 
+TABLES = {"table9": "Augmentations", "table10": "Settings"}
 COLUMNS = ("data set", "setting", "paper", "recipe", "why it differs")
 SETS = {"imagenet_lt": "ImageNet-LT", "inat18": "iNaturalist 2018", "places_lt": "Places-LT"}
 STAGES = {"MGP": ("pretrain", main_pretrain), "BFT": ("finetune", main_finetune)}

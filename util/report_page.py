@@ -55,6 +55,7 @@ tbody th{font-weight:600;position:sticky;left:0;background:var(--card);max-width
 tbody .long{overflow-wrap:anywhere}
 small{display:block;font-weight:400;margin-left:auto;color:var(--soft);font-size:.78rem}
 .wide td.text{white-space:normal;min-width:7rem;max-width:26rem}
+.breaks td{white-space:normal}.breaks span{white-space:nowrap}
 td .verdict{white-space:normal;max-width:6rem}
 .good{color:var(--good)}.bad{color:var(--bad)}
 figure{margin:1rem 0}
