@@ -46,8 +46,8 @@ def get_args_parser() -> Parser:
                         "micro-batch, with a folder of its own")
     parser.add_argument("--num_workers", type=int, metavar="N", help="of each process, as the stages' flag")
     parser.add_argument("--list", action="store_true", help="print what each needs: data, jobs, GPU hours")
-    parser.add_argument("--images_per_second", type=float, default=cost.IMAGES_PER_SECOND, metavar="N", help="that one GPU "
-                        "trains of ViT-B/16 at 224, for --list")
+    parser.add_argument("--images_per_second", type=float, metavar="N", help="that one GPU trains of ViT-B/16 at 224, for the "
+                        f"hours that --list prints ({cost.IMAGES_PER_SECOND:g})")
     parser.add_argument("--report", action="store_true", help="fill tables and figures with what is finished: reproduce.md and "
                         "reproduce.html")
     slurm.add_cluster_flags(parser)
@@ -94,14 +94,19 @@ def listing(studies_of: dict, args, out: Path) -> str:
         lines.append(f"{name:<9} {study.title}: {needs(jobs, args, out)}")
     jobs = list({job.hash: job for job in everything}.values())
     lines.append(f"{'together':<9} {needs(jobs, args, out)}")
-    lines.append(cost.words(args.scale, args.images_per_second))
+    lines.append(cost.words(args.scale, speed_of(args)))
     return "\n".join(lines)
+
+
+def speed_of(args) -> float:
+    """Images a second that the GPU hours of --list are counted with."""
+    return args.images_per_second or cost.IMAGES_PER_SECOND
 
 
 def needs(jobs: list[Job], args, out: Path) -> str:
     """Number, hours and data of jobs in words."""
     estimate = (f"{sum(map(cost.core_minutes, jobs)):.0f} core minutes" if args.scale == "small" else
-                f"{sum(cost.gpu_hours(job, args.images_per_second) for job in jobs):,.0f} GPU hours")
+                f"{sum(cost.gpu_hours(job, speed_of(args)) for job in jobs):,.0f} GPU hours")
     stages = [sum(job.run.stage == stage for job in jobs) for stage in ("pretrain", "finetune")]
     data = "; ".join(dict.fromkeys(DATA[job.run.data].title for job in jobs))
     return (f"{stages[0]} + {stages[1]} jobs of stage 1 + 2, {sum(job.finished(out) for job in jobs)} finished, "
@@ -208,8 +213,11 @@ def check_flags(args) -> None:
         value = getattr(args, name)
         if value is not None and value < least:
             raise ValueError(f"--{name} must be at least {least}, not {value}")
-    if not 0 < args.images_per_second < float("inf"):
-        raise ValueError(f"--images_per_second must be a finite number above 0, not {args.images_per_second:g}")
+    speed = args.images_per_second
+    if speed is not None and not 0 < speed < float("inf"):
+        raise ValueError(f"--images_per_second must be a finite number above 0, not {speed:g}")
+    if speed is not None and (not args.list or args.scale == "small"):
+        raise ValueError(f"--images_per_second {speed:g} is for the GPU hours of --list --scale paper: leave it out")
     asked = [f"--{name}" for name in ("list", "report", "dry_run") if getattr(args, name)]
     if len(asked) > 1:
         raise ValueError(f"{' and '.join(asked)} print different things: give one of them")

@@ -189,6 +189,8 @@ def test_list_says_what_is_needed_and_what_is_finished(tmp_path, capsys):
     (["figure3", "--num_workers", -1, "--dry_run"], "--num_workers must be at least 0, not -1"),
     (["figure3", "--list", "--images_per_second", 0], "--images_per_second must be a finite number above 0, not 0"),
     (["figure3", "--list", "--images_per_second", -5], "--images_per_second must be a finite number above 0, not -5"),
+    (["figure3", "--dry_run", "--images_per_second", 900], "--images_per_second 900 is for the GPU hours of --list"),
+    (["figure3", "--list", "--scale", "small", "--images_per_second", 900], "is for the GPU hours of --list --scale paper"),
     (["figure3", "--dry_run", "--nodes", 0], "--nodes must be at least 1, not 0"),
     (["figure3", "--scale", "small", "--where", "local"], "no folder data/cifar100_folder for CIFAR-100-LT.*: give --data_path "
      "cifar100_folder=DIR")])
