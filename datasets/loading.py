@@ -106,12 +106,13 @@ def one_thread(_worker: int) -> None:
     gc.freeze()
 
 
-def worker_count(images: ImageSet, num_workers: int | None) -> int:
-    """--num_workers, or by default none for images in memory, else one a usable core, up to MOST_WORKERS."""
+def worker_count(images: ImageSet, num_workers: int | None, device: torch.device | None = None) -> int:
+    """--num_workers, or by default one a usable core, up to MOST_WORKERS; none for images in memory, unless they are augmented
+    one by one for a `device` that is no CPU and would wait for one core."""
     if num_workers is not None:
         return num_workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 0 if images.in_memory else min(MOST_WORKERS, cores)
+    return 0 if images.in_memory and (device is None or device.type == "cpu") else min(MOST_WORKERS, cores)
 
 
 def train_loader(images: ImageSet, size: tuple[int, int], batch_size: int, seed: int, crop: str = "rrc",
@@ -140,7 +141,7 @@ def train_loader(images: ImageSet, size: tuple[int, int], batch_size: int, seed:
     if fits(images, size, crop, auto_augment, color_jitter):
         return MemoryBatches(images, ShiftFlip(images.images, crop == "pad", hflip, device), batches)
     transform = train_transform(size, images.record, crop, scale, hflip, auto_augment, color_jitter)
-    workers = worker_count(images, num_workers)
+    workers = worker_count(images, num_workers, device)
     return DataLoader(TrainImages(images, transform, seed, loader), batch_sampler=batches, num_workers=workers,
                       pin_memory=device.type == "cuda", persistent_workers=workers > 0, worker_init_fn=one_thread)
 

@@ -6,9 +6,14 @@ from datasets.imageset import ArrayImages
 from util.seed import derive_seed
 
 
+def in_batches(crop: str, auto_augment: str | None, color_jitter: float = 0.0) -> bool:
+    """Whether shifts and flips are all that these settings do to an image."""
+    return crop in ("pad", "none") and auto_augment is None and not color_jitter
+
+
 def fits(images, size: tuple[int, int], crop: str, auto_augment: str | None, color_jitter: float = 0.0) -> bool:
     """Whether shifts and flips are all that these settings do to images which are in memory at the right size."""
-    return (isinstance(images, ArrayImages) and crop in ("pad", "none") and auto_augment is None and not color_jitter
+    return (isinstance(images, ArrayImages) and in_batches(crop, auto_augment, color_jitter)
             and tuple(images.images.shape[1:3]) == tuple(size))
 
 

@@ -191,7 +191,8 @@ def hand_in(group: list[Job], args, places: dict[str, str], out: Path, batch: in
     jobs = [(StageJob(job.run.stage, argv), out / job.folder) for job, argv in zip(group, words, strict=True)]
     start = group[0].after
     after = [ids[start.hash]] if start and start.hash in ids else []
-    workers = args.num_workers if args.num_workers is not None else max(slurm.workers_of(job.parse()) for job in group)
+    workers = args.num_workers if args.num_workers is not None else max(
+        slurm.workers_of(job.parse(), args.gpus_per_node) for job in group)
     asked = argparse.Namespace(**{**vars(args), "stage": group[0].run.stage, "after": [*args.after, *after]})
     settings = slurm.parameters(asked, workers)
     folder = out.resolve() / "jobs" / f"{datetime.datetime.now():%Y%m%d-%H%M%S-%f}-{batch}"

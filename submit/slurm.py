@@ -27,6 +27,7 @@ from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
 from datasets import IN_MEMORY
 from datasets.loading import MOST_WORKERS
+from datasets.memory import in_batches
 from datasets.shards import is_url
 from submit import snapshot, sweep
 from submit.jobs import StageJob, stage_parser
@@ -151,11 +152,13 @@ def parameters(args, workers: int) -> dict:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def workers_of(stage_args) -> int:
+def workers_of(stage_args, gpus: int) -> int:
     """Loader workers that a process of this run starts, given the cores; each wants one, and the process itself another."""
     if stage_args.num_workers is not None:
         return stage_args.num_workers
-    return 0 if stage_args.dataset in IN_MEMORY else MOST_WORKERS
+    policy = None if getattr(stage_args, "aa", "none") == "none" else stage_args.aa
+    batched = in_batches(stage_args.train_crop, policy, getattr(stage_args, "color_jitter", 0))
+    return 0 if stage_args.dataset in IN_MEMORY and (batched or not gpus) else MOST_WORKERS
 
 
 def array_limit() -> int:
@@ -243,7 +246,7 @@ def main(args) -> list[str]:
     """Submit; returns the jobs' ids."""
     check_cluster(args)
     jobs = build_jobs(args)
-    settings = parameters(args, max(workers_of(job.parse()[1]) for job, _ in jobs))
+    settings = parameters(args, max(workers_of(job.parse()[1], args.gpus_per_node) for job, _ in jobs))
     root = Path(os.path.commonpath([folder for _, folder in jobs]))
     if args.dry_run:
         size = {"map_count": len(jobs)} if len(jobs) > 1 else {}

@@ -188,6 +188,14 @@ def test_images_in_memory_are_augmented_by_position_too(pictures):
     assert torch.equal(images.permute(0, 2, 3, 1), torch.from_numpy(pictures.images[order]))
 
 
+@pytest.mark.parametrize(("device", "crop", "given", "workers"), [
+    ("cpu", "rrc", None, 0), ("cuda", "rrc", None, 3), ("cuda", "rrc", 1, 1), ("cuda", "rrc", 0, 0)])
+def test_a_gpu_does_not_wait_for_one_core(pictures, monkeypatch, device, crop, given, workers):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2})
+    loader = train_loader(pictures, (20, 20), 8, 0, crop=crop, num_workers=given, device=torch.device(device))
+    assert loader.num_workers == workers
+
+
 def test_evaluation_gives_every_image_once_in_order(pictures):
     loader = eval_loader(pictures, (20, 20), 7, crop_pct=1.0)
     images, labels = (torch.cat(x) for x in zip(*loader, strict=True))

@@ -32,7 +32,7 @@ def _quick(monkeypatch):
     monkeypatch.setattr(plan_cost, "ENOUGH", 0.0)
     monkeypatch.setattr(plan_cost, "ROUNDS", 1)
     monkeypatch.setattr(plan_recipe, "LEAST", (2, 2))
-    monkeypatch.setattr("datasets.loading.worker_count", lambda images, given: given or 0)
+    monkeypatch.setattr("datasets.loading.worker_count", lambda images, given, device=None: given or 0)
     monkeypatch.setattr(main_pretrain, "show_reconstructions", lambda *_: None)
     for name in ("training_curves", "per_class_accuracy", "reliability_diagram", "confusion"):
         monkeypatch.setattr(figures, name, lambda path, *_: path)

@@ -31,7 +31,9 @@ def test_the_script_is_that_of_the_golden_file(capsys):
 
 @pytest.mark.parametrize(("flags", "cpus"), [
     (["--dataset", "embedded"], 1), (["--dataset", "cifar100_lt", "--data_path", "/data"], 1),
-    (["--dataset", "imagenet_lt", "--data_path", "/data"], 11), (["--dataset", "embedded", "--num_workers", 3], 4)])
+    (["--dataset", "imagenet_lt", "--data_path", "/data"], 11), (["--dataset", "embedded", "--num_workers", 3], 4),
+    (["--dataset", "embedded", "--gpus_per_node", 1], 1),
+    (["--dataset", "cifar100_lt", "--data_path", "/data", "--train_crop", "rrc", "--gpus_per_node", 1], 11)])
 def test_a_process_asks_for_a_core_and_one_a_loader_worker(flags, cpus, capsys):
     run("pretrain", "@recipes/embedded/pretrain.args", *flags, "--output_dir", "/runs/a", "--dry_run")
     assert capsys.readouterr().out.count(f"--cpus-per-task={cpus}\n") == 1

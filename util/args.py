@@ -74,8 +74,8 @@ def add_run_flags(parser: Parser) -> None:
     group.add_argument("--resume", metavar="CKPT", help="continue from this last.pth")
     group.add_argument("--device", default="auto", help="auto (cuda where there is one), cpu, cuda, cuda:1, ...")
     group.add_argument("--seed", type=int, default=0, help="decides every random draw")
-    group.add_argument("--num_workers", type=int, metavar="N", help="processes that load images (by default none for "
-                       "sets in memory, else one a core, up to 10)")
+    group.add_argument("--num_workers", type=int, metavar="N", help="processes that load images (by default one a "
+                       "core, up to 10; none for sets in memory, unless a GPU would wait for their augmentation)")
     group.add_argument("--amp", default="auto", choices=["auto", "bf16", "fp16", "off"], help="type of matrix products; "
                        "auto is bf16 where the device has it, else fp32")
     group.add_argument("--log_every", type=int, default=50, metavar="STEPS", help="steps between two looks at the device: "
