@@ -56,7 +56,7 @@ from util.setup import (
     resolved,
     set_up,
 )
-from util.start import open_classifier, start_weights, tell_differences
+from util.start import begin, open_classifier, start_weights, tell_differences
 from util.weights import tell
 
 BLR = 1e-3  # the paper's, at 256 images
@@ -69,9 +69,6 @@ def get_args_parser() -> Parser:
     add_data_flags(parser, scale=(0.08, 1.0))
     add_model_flags(parser, "vit_base_patch16", MODELS)
     group = parser.add_argument_group("classifier")
-    group.add_argument("--finetune", metavar="CKPT", help="weights to start from, this project's, MAE's, LiVT's, timm's or "
-                       "Hugging Face's, a file or a folder; a classifier of this project and of the same classes keeps "
-                       "its head; random weights without it")
     group.add_argument("--head_order", choices=["official", "string_sorted"], help="load the head of others' weights, whose "
                        "rows are in label order, or in that of labels sorted as strings (LiVT's iNat18 heads)")
     group.add_argument("--nb_classes", type=int, metavar="C", help="checked against the data, which decides")
@@ -176,8 +173,8 @@ def finetune(args) -> dict:
     args = with_loss_defaults(args, len(train.class_names))
     criterion = build_criterion(args, train.class_counts, train.class_names).to(machine.device)
     check_loss_flags(args, criterion)
-    run, settings = RunFolder(args.output_dir or "output_dir"), resolved(args, train)
-    state, words = run.find_start("finetune", settings, args.resume)
+    run = RunFolder(args.output_dir or "output_dir")
+    args, settings, state, words = begin(args, run, "finetune", train)
     plan = plan_steps(args, train, world, state)
     test_loader = eval_loader(test, size, args.batch_size, args.crop_pct, args.num_workers, machine.device, args.loader,
                               world.share(len(test)))

@@ -35,9 +35,9 @@ from util.setup import (
     may_skip,
     place,
     plan_steps,
-    resolved,
     set_up,
 )
+from util.start import begin, start_autoencoder
 
 BLR = 1.5e-4  # the paper's and MAE's, at 256 images
 
@@ -96,19 +96,23 @@ def main(args) -> dict:
     images = may_skip(args, load_images(args, "train"))
     check_same_data(images, world)
     normalize = Normalize(images.record, machine.device)
-    run, settings = RunFolder(args.output_dir or "output_dir"), resolved(args, images)
-    state, words = run.find_start("pretrain", settings, args.resume)
+    run = RunFolder(args.output_dir or "output_dir")
+    args, settings, state, words = begin(args, run, "pretrain", images)
     plan = plan_steps(args, images, world, state)
     loader = train_loader(images, as_pair(args.input_size), args.batch_size, args.seed, args.train_crop, tuple(args.scale),
                           args.hflip, None, args.num_workers, machine.device, loader=args.loader, process=world.rank,
                           processes=world.size)
 
     model = place(build_model(args, images.record.channels), machine, args.grad_checkpointing, args.compile)
+    begun = {}
+    if state is None:
+        start, begun = start_autoencoder(args, settings, model)
+        words += f", {start}"
     stepper, schedule = build_training(args, model, param_groups(model, args.weight_decay), plan, machine, BLR)
     session = Session("pretrain", settings, run, stepper, images, plan, schedule, loader.batch_sampler, world, args.save_every,
                       args.save_steps)
     session.restore(state)
-    run.create(settings, describe(plan, schedule, machine, images), session.log_lines, session.epoch)
+    run.create(settings, {**describe(plan, schedule, machine, images), **begun}, session.log_lines, session.epoch)
     say(f"stage 1, {args.model}: {len(images)} images of {images.source}, {plan.steps_per_epoch} steps of "
         f"{plan.effective_batch_size} images an epoch, lr {schedule.lr:.3g}; {words}; run folder {run.path}")
 

@@ -1,4 +1,4 @@
-"""Stage 2, balanced fine-tuning (BFT): the classifier, timm's VisionTransformer, and loading an encoder into it."""
+"""Stage 2, balanced fine-tuning (BFT): the classifier, timm's VisionTransformer; and loading weights, of stage 1 too."""
 import math
 
 import torch
@@ -7,11 +7,16 @@ from timm.layers import DropPath, resample_abs_pos_embed, resample_patch_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from models_mae import SIZES, Attention, LayerNorm, model_shape, patch_grid
+from models_mae import SIZES, Attention, LayerNorm, MaskedAutoencoderViT, model_shape, patch_grid
+from util.pos_embed import sincos_2d
 
 MODELS = {f"vit_{size}": shape for size, shape in SIZES.items()}
 # What a checkpoint holds beside the encoder that no classifier has: a decoder, and Hugging Face's pooler.
 DECODER = ("decoder_", "mask_token", "pooler.")
+# What decides the shapes of a classifier, of stage 1's encoder, and of its decoder.
+CLASSIFIER_FLAGS = "--model, --patch_size, --embed_dim, --depth, --layer_scale and --input_size"
+ENCODER_FLAGS = "--model, --patch_size, --embed_dim, --depth and --input_size"
+DECODER_FLAGS = "--decoder_embed_dim and --decoder_depth"
 
 
 class DrawnDropPath(DropPath):
@@ -188,6 +193,68 @@ def load_encoder(model: VisionTransformer, state: dict, grid: tuple[int, int] | 
             **changed}
 
 
+def load_autoencoder(model: MaskedAutoencoderViT, state: dict, grid: tuple[int, int] | None = None,
+                     patches: bool = False) -> dict:
+    """Load an encoder, and the decoder where `state` has one, into the autoencoder of stage 1.
+
+    state, grid and patches as of `load_encoder`; what the decoder predicts follows the patch. A classifier's head and last
+    norm are left out. Returns as it does, with "learned": whether the encoder's positions are others than sin-cos ones, and
+    "computed": (grid, new grid) where sin-cos ones of another grid gave way to the model's own, else None. Raises ValueError
+    as it does, and for LayerScale.
+    """
+    scaled = next((key for key in state if key.startswith("blocks.") and ".ls" in key), None)
+    if scaled:
+        raise ValueError(f"weights with LayerScale ({scaled}), which the network of stage 1 does not have: use others")
+    own, decoder = model.state_dict(), any(key.startswith(("decoder_", "mask_token")) for key in state)
+    classifier = any(key.startswith(("head.", "fc_norm.")) for key in state)
+    left_out = ("head.", "fc_norm.", "pooler.") + ("norm.",) * classifier
+    new = {key for key in own if key.startswith(("norm.",) * classifier + DECODER * (not decoder))}
+    loaded = {key: value for key, value in state.items() if not key.startswith(left_out)}
+    loaded, changed = fit_autoencoder(model, loaded, grid, patches)
+    for inside, flags in ((False, ENCODER_FLAGS), (True, DECODER_FLAGS)):
+        found, expected = ({key: value.shape for key, value in tensors.items()
+                            if key not in new and key.startswith(DECODER) == inside} for tensors in (loaded, own))
+        check_keys(found, expected, flags)
+    model.load_state_dict({**own, **loaded})
+    return {"loaded": len(loaded), "left_out": sorted(key for key in state if key not in loaded), "new": sorted(new),
+            **changed}
+
+
+def fit_autoencoder(model: MaskedAutoencoderViT, state: dict, grid: tuple[int, int] | None,
+                    patches: bool) -> tuple[dict, dict]:
+    """As `fit`, of stage 1: where the grid is another one, positions that are sin-cos ones give way to the model's own, in both
+    towers; with `patches` the decoder predicts what it did, resized."""
+    fitted, changed = fit(model, {**state}, grid, patches)
+    there = stored_grid(state["pos_embed"], grid, model.grid)
+    learned = {name: not is_sincos(state[name], there) for name in ("pos_embed", "decoder_pos_embed") if name in state}
+    for name in learned:
+        own = getattr(model, name)
+        if there == model.grid or state[name].shape[::2] != own.shape[::2]:  # another width is for `check_keys` to tell
+            continue
+        stored_grid(state[name], there, model.grid)  # that it is as many
+        fitted[name] = resample_positions(state[name], there, model.grid) if learned[name] else own.detach()
+    for name in ("decoder_pred.weight", "decoder_pred.bias"):
+        if changed["patches"] and name in state and len(state[name]) == model.in_chans * changed["patches"][0] ** 2:
+            fitted[name] = resize_predicted(state[name], *changed["patches"])
+    moved = changed["resampled"]
+    return fitted, {**changed, "resampled": moved if learned["pos_embed"] else None, "learned": learned["pos_embed"],
+                    "computed": None if learned["pos_embed"] else moved}
+
+
+def is_sincos(positions: torch.Tensor, grid: tuple[int, int]) -> bool:
+    """Whether positions (1, 1 + h * w, D) are the fixed ones of their grid (h, w), as far as float16 tells."""
+    if positions.ndim != 3 or positions.shape[1] != 1 + grid[0] * grid[1] or positions.shape[2] % 4:
+        return False
+    return torch.allclose(positions, sincos_2d(positions.shape[2], grid), rtol=0, atol=5e-4)
+
+
+def resize_predicted(rows: torch.Tensor, patch: int, new_patch: int) -> torch.Tensor:
+    """Rows of the decoder's last layer, (p * p * C, ...) -> (p' * p' * C, ...): it predicts the same, resized bicubically."""
+    maps = rows.reshape(patch, patch, -1, rows[0].numel()).permute(3, 2, 0, 1)
+    maps = F.interpolate(maps, size=(new_patch, new_patch), mode="bicubic", antialias=True)
+    return maps.permute(2, 3, 1, 0).reshape(-1, *rows.shape[1:])
+
+
 def check_head_count(model: VisionTransformer, models: dict, trained: dict) -> None:
     """Raise ValueError where weights were trained with another number of heads, which no tensor's shape tells.
 
@@ -199,8 +266,8 @@ def check_head_count(model: VisionTransformer, models: dict, trained: dict) -> N
         raise ValueError(f"weights of another architecture ({there} heads, not {here}): use --num_heads {there}")
 
 
-def check_keys(found: dict, expected: dict) -> None:
-    """Raise ValueError unless two {name: shape} are equal, naming the first differences of each kind."""
+def check_keys(found: dict, expected: dict, flags: str = CLASSIFIER_FLAGS) -> None:
+    """Raise ValueError unless two {name: shape} are equal, naming the first differences of each kind, and the flags."""
     missing = [key for key in expected if key not in found]
     unexpected = [key for key in found if key not in expected]
     shapes = [f"{key} {tuple(found[key])} instead of {tuple(expected[key])}"
@@ -208,8 +275,8 @@ def check_keys(found: dict, expected: dict) -> None:
     parts = [f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
              for what, names in (("wrong shape:", shapes), ("missing:", missing), ("unexpected:", unexpected)) if names]
     if parts:
-        raise ValueError(f"weights of another architecture ({'; '.join(parts)}): use the --model, --patch_size, "
-                         "--embed_dim, --depth, --layer_scale and --input_size that the checkpoint was made with")
+        raise ValueError(f"weights of another architecture ({'; '.join(parts)}): use the {flags} that the "
+                         "checkpoint was made with")
 
 
 def load_classifier(model: nn.Module, state: dict) -> None:

@@ -157,7 +157,7 @@ def test_checkpoints_that_do_not_fit(fails, encoder, finetune, tmp_path):
     assert "short.pth is damaged or no checkpoint" in fails("finetune", "--finetune", short)
     torch.save({"state_dict": {}}, tmp_path / "foreign.pth")
     assert "foreign.pth holds no weights of a ViT" in fails("finetune", "--finetune", tmp_path / "foreign.pth")
-    assert "foreign.pth is no checkpoint of this project" in fails("pretrain", "--resume", tmp_path / "foreign.pth")
+    assert "foreign.pth holds no weights of a ViT" in fails("pretrain", "--resume", tmp_path / "foreign.pth")
     finetune(tmp_path / "bft", "--epochs", 1, "--warmup_epochs", 0)
     last = tmp_path / "bft" / "last.pth"
     assert "patch 4, width 32, depth 2, 2 heads, not of patch 4, width 32, depth 3, 2 heads: leave --model, --p" in fails(

@@ -35,6 +35,14 @@ def test_a_recipe_is_read_when_the_job_is_handed_in(tmp_path, monkeypatch):
     assert args.finetune == str(tmp_path / "mgp/last.pth") and args.output_dir == str(tmp_path / "out")
 
 
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_the_weights_of_either_stage_are_named_from_the_root(stage, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (job, _), = jobs(stage, "--output_dir", "a", "--finetune", "mae.pth")
+    (again, _), = jobs(stage, "--output_dir", "a", "--resume=mae.pth")
+    assert job.parse()[1].finetune == again.parse()[1].resume == str(tmp_path / "mae.pth")
+
+
 def test_from_another_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     run("finetune", f"@{PROJECT}/recipes/embedded/finetune.args", "--output_dir", "a", "--dry_run")

@@ -180,8 +180,3 @@ def test_an_encoder_in_training_is_told_of_and_recorded(pretrain, finetune, tmp_
     finetune(tmp_path / "bft", "--finetune", start)
     record = json.loads((tmp_path / "bft" / "args.json").read_text())
     assert record["finetune_epochs"] == kept and [one["after_epochs"] for one in record["continued"]] == [0]
-
-
-def test_only_own_checkpoints_are_continued(finetune, tmp_path):
-    with pytest.raises(ValueError, match="is no checkpoint of this project"):
-        finetune(tmp_path / "run", "--resume", as_bare(small().state_dict(), tmp_path / "timm.pth"))

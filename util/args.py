@@ -71,7 +71,10 @@ def add_run_flags(parser: Parser) -> None:
     group = parser.add_argument_group("run")
     group.add_argument("--output_dir", metavar="DIR", help="run folder (output_dir by default); an unfinished run in "
                        "it is continued, another run in it is refused")
-    group.add_argument("--resume", metavar="CKPT", help="continue from this last.pth")
+    group.add_argument("--resume", metavar="CKPT", help="continue from this last.pth; weights alone are taken as --finetune")
+    group.add_argument("--finetune", metavar="CKPT", help="weights to start from, this project's, MAE's, LiVT's, timm's or "
+                       "Hugging Face's, a file or a folder: the encoder; in stage 1 the decoder too, where they have one; in "
+                       "stage 2 the head of a classifier of this project and of the same classes; random weights without it")
     group.add_argument("--device", default="auto", help="auto (cuda where there is one), cpu, cuda, cuda:1, ...")
     group.add_argument("--seed", type=int, default=0, help="decides every random draw")
     group.add_argument("--num_workers", type=int, metavar="N", help="processes that load images (by default one a "

@@ -92,8 +92,8 @@ class RunFolder:
 
     def _find_start(self, stage: str, settings: dict, resume: str | None) -> tuple[Path | None, dict | None, str]:
         """(file, checkpoint, words), as this process sees the folder."""
-        here = self.last.exists() or previous_of(self.last).exists()
-        if here and resume and not same_file(resume, self.last) and not same_file(resume, self._resumed_from()):
+        here = self.has_checkpoint()
+        if here and resume and not same_file(resume, self.last) and not same_file(resume, self.began_with("resume")):
             raise ValueError(f"{self.path} already holds a last.pth, so --resume {resume} would overwrite another run: "
                              "give another --output_dir, or leave --resume out to continue the run that is there")
         source, state = self._newest(stage) if here else (resume and Path(resume), None)
@@ -115,10 +115,14 @@ class RunFolder:
         epoch, step = state["progress"]["epoch"], state["progress"]["step"]
         return source, state, f"continuing {source} after epoch {epoch}" + f" and {step} steps" * bool(step)
 
-    def _resumed_from(self) -> str | None:
-        """The --resume that this folder's run began with: the same command goes on with what is here."""
+    def has_checkpoint(self) -> bool:
+        """Whether there is something here to go on from."""
+        return self.last.exists() or previous_of(self.last).exists()
+
+    def began_with(self, flag: str) -> str | None:
+        """A flag's value as this folder's run began with it: the same command goes on with what is here."""
         record = self._record()
-        return record["args"].get("resume") if record else None
+        return record["args"].get(flag) if record else None
 
     def _record(self) -> dict | None:
         """args.json, None where there is none that can be read."""
@@ -190,7 +194,7 @@ class RunFolder:
         record = {"args": settings, **derived, "git": git_revision(), "versions": versions(),
                   "slurm_job": slurm_job(), "continued": []}
         begun = self._record()
-        continued = self.last.exists() or previous_of(self.last).exists()
+        continued = self.has_checkpoint()
         if continued and begun is None:
             say(f"warning: {self.path / 'args.json'} is missing or cannot be read: it is written as of now")
         if continued and begun:

@@ -1,18 +1,80 @@
-"""What stage 2 starts from: the weights of --finetune and the head's bias; and the classifier that --eval scores."""
+"""What a run starts from: a checkpoint, the weights of --finetune, the head's bias; and the classifier that --eval scores."""
+import argparse
+
 import torch
 from torch import nn
 
 from models_mae import MODELS as MAE_MODELS
-from models_vit import MODELS, check_head_count, load_encoder, load_resampled
+from models_mae import MaskedAutoencoderViT
+from models_vit import MODELS, check_head_count, load_autoencoder, load_encoder, load_resampled
 from util.args_finetune import LOSS_SETTINGS
 from util.checkpoint import check_stage
 from util.losses import LOSSES
-from util.run import say
-from util.setup import load_images
+from util.run import RunFolder, same_file, say
+from util.setup import load_images, resolved
 from util.weights import Weights, by_official_ids, open_weights, tell
 
 # What --eval cannot read out of weights that are not this project's.
 NEEDED = ("dataset", "model", "input_size", "loss")
+
+
+def begin(args, run: RunFolder, stage: str, images) -> tuple[argparse.Namespace, dict, dict | None, str]:
+    """The flags, the settings that the run keeps, its checkpoint (None at the beginning), and words that say where it starts.
+
+    A --resume that names weights alone becomes --finetune, and a line says so. Raises ValueError as `RunFolder.find_start`, and
+    where --finetune names weights too.
+    """
+    form = weights_alone(args, run)
+    if form:
+        args = argparse.Namespace(**{**vars(args), "finetune": args.resume})
+    settings = resolved(args, images)
+    state, words = run.find_start(stage, settings, None if form else args.resume)
+    if form and state is None:
+        say(f"note: --resume {args.resume} holds weights alone ({form}), so training starts at epoch 0 from them, as with "
+            "--finetune")
+    return args, settings, state, words
+
+
+def weights_alone(args, run: RunFolder) -> str | None:
+    """Where the weights of --resume come from, in words, if they are nothing that a run goes on from; else None."""
+    if not args.resume:
+        return None
+    if run.has_checkpoint():  # whatever has become of the file
+        again = all(same_file(args.resume, run.began_with(flag)) for flag in ("resume", "finetune"))
+        return "those that it began with" if again else None
+    weights = open_weights(args.resume)
+    if weights.checkpoint and "format" in weights.checkpoint:
+        return None
+    if args.finetune:
+        raise ValueError(f"--resume {args.resume} holds weights alone ({weights.form}), to start from like those of --finetune "
+                         f"{args.finetune}: give one of the two, as --finetune")
+    return weights.form
+
+
+def start_autoencoder(args, settings: dict, model: MaskedAutoencoderViT) -> tuple[str, dict]:
+    """Load --finetune's encoder, and its decoder where it has one, into stage 1's model; lines say what was loaded.
+
+    settings and what it returns as of `start_weights`.
+    """
+    if not args.finetune:
+        return "random weights", {"finetune_epochs": None}
+    weights = open_weights(args.finetune)
+    check_heads_of(weights, model)
+    decoder_heads = weights.decoder_heads
+    if weights.checkpoint:
+        trained, first = weights.checkpoint["args"], weights.checkpoint["stage"] == "pretrain"
+        tell_differences(settings, trained, ("mean", "std") + ("norm_pix_loss",) * first, args.finetune)
+        check_head_count(model, MAE_MODELS if first else MODELS, trained)
+        decoder_heads = trained["decoder_num_heads"] if first else None
+    report = load_autoencoder(model, weights.tensors, weights.grid, "patch_size" in args.given)
+    here, decoder = model.decoder_blocks[0].attn.num_heads, "mask_token" not in report["new"]
+    if decoder and decoder_heads not in (None, here):
+        raise ValueError(f"weights of another architecture ({decoder_heads} heads in the decoder, not {here}): use "
+                         f"--decoder_num_heads {decoder_heads}")
+    tell(weights, report)
+    if not decoder:
+        say(f"note: {weights.path} has no decoder, so the decoder starts from random weights")
+    return f"encoder{' and decoder' * decoder} of {args.finetune}", {"finetune_epochs": epochs_of(weights)}
 
 
 def start_weights(args, settings: dict, model: nn.Module, criterion: nn.Module,

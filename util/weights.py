@@ -30,7 +30,7 @@ class Weights:
     """tensors: by MAE's names, floats in float32; form: where they come from, in words; checkpoint: the whole of this
     project's own, None for others; heads and input_size: of the encoder, where something says so; epochs: whole epochs
     behind them, where known; statistics: mean and deviation of the images' channels, where a file beside others' weights
-    says so."""
+    says so; decoder_heads: as heads, of a decoder."""
 
     path: str
     form: str
@@ -40,6 +40,7 @@ class Weights:
     input_size: tuple[int, int] | None = None
     epochs: int | None = None
     statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    decoder_heads: int | None = None
 
     @property
     def grid(self) -> tuple[int, int] | None:
@@ -128,7 +129,8 @@ def open_weights(path: str | Path) -> Weights:
     epoch = state.get("epoch") if FORMS[form] in (published, script) else None
     beside, folder = file.with_name(CONFIG), Path(path).is_dir()
     return Weights(str(path), form, tensors, None, heads_of(beside, config), size_of(beside, config),
-                   epoch + 1 if isinstance(epoch, int) else None, statistics_of(beside, config) if folder else None)
+                   epoch + 1 if isinstance(epoch, int) else None, statistics_of(beside, config) if folder else None,
+                   heads_of(beside, config, decoder=True))
 
 
 def find_file(path: Path) -> tuple[Path, dict]:
@@ -161,13 +163,17 @@ def read_safetensors(path: Path) -> Tensors:
 def tell(weights: Weights, report: dict) -> None:
     """Three lines: what of the weights was loaded, what was left out or is new, and what was resampled.
 
-    report: as `models_vit.load_encoder` returns it.
+    report: as `models_vit.load_encoder` or `load_autoencoder` returns it.
     """
     say(f"weights of {weights.path}, {weights.form}: {report['loaded']} tensors loaded")
     say(f"left out: {summary(report['left_out'])}; new, with their start values: {summary(report['new'])}")
     words = "patch embedding resampled {0} x {0} -> {1} x {1} pixels; ".format(*report["patches"]) if report["patches"] else ""
-    say(words + ("positions resampled {} -> {}".format(*report["resampled"]) if report["resampled"] else
-                 "positions not resampled: the patch grid is the same"))
+    words += "learned " * report.get("learned", False)
+    if report.get("computed"):
+        say(words + "positions not resampled: the fixed sin-cos ones, {} -> {}".format(*report["computed"]))
+    else:
+        say(words + ("positions resampled {} -> {}".format(*report["resampled"]) if report["resampled"] else
+                     "positions not resampled: the patch grid is the same"))
 
 
 def summary(names: list[str]) -> str:

@@ -46,10 +46,11 @@ def is_count(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def heads_of(path: Path, config: dict) -> int | None:
-    """Attention heads, as Hugging Face's or timm's config.json at `path` says."""
-    model_args = part(path, config, "model_args")
-    for name, heads in (("num_attention_heads", config.get("num_attention_heads")), ("num_heads", model_args.get("num_heads"))):
+def heads_of(path: Path, config: dict, decoder: bool = False) -> int | None:
+    """Attention heads, as Hugging Face's or timm's config.json at `path` says; decoder: those of ViTMAE's decoder."""
+    hugging_faces, model_args = "decoder_" * decoder + "num_attention_heads", part(path, config, "model_args")
+    timms = None if decoder else model_args.get("num_heads")
+    for name, heads in ((hugging_faces, config.get(hugging_faces)), ("num_heads", timms)):
         if heads is not None:
             if not is_count(heads):
                 raise wrong(path, name, heads, "a whole number above 0")
