@@ -25,7 +25,7 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 	@echo "  PYTHON=python3.12 chooses the interpreter; VENV= (empty) uses it as it is, without installing anything"
 
-demo: $(READY)  ## both stages on real images, two losses, a table and pictures (about 7 minutes on two cores)
+demo: $(READY)  ## both stages on real images, two losses, a table and pictures (about 6 minutes on two cores)
 	$(RUN) -m submit.demo $(DEMO)
 
 try: $(READY)  ## a page in the browser to try a model (CKPT=runs/bft/last.pth; needs gradio, which it says how to install)

@@ -161,6 +161,16 @@ def main(args) -> dict:
     return evaluate_checkpoint(args) if args.eval else finetune(args)
 
 
+def build_loaders(args, train: ImageSet, test: ImageSet, machine: Machine):
+    """What this process trains on, and what it scores."""
+    size, world = as_pair(args.input_size), machine.world
+    return (train_loader(train, size, args.batch_size, args.seed, args.train_crop, tuple(args.scale), args.hflip,
+                         None if args.aa == "none" else args.aa, args.num_workers, machine.device, args.sampler,
+                         args.loader, world.rank, world.size, args.color_jitter, args.repeated_aug),
+            eval_loader(test, size, args.batch_size, args.crop_pct, args.num_workers, machine.device, args.loader,
+                        world.share(len(test))))
+
+
 @signals.remembered()
 def finetune(args) -> dict:
     """Run stage 2; returns the metrics of the last epoch."""
@@ -169,26 +179,20 @@ def finetune(args) -> dict:
     train, test = load_for_training(args)
     for images in (train, test):
         check_same_data(images, world)
-    size, normalize = as_pair(args.input_size), Normalize(test.record, machine.device)
+    normalize = Normalize(test.record, machine.device)
     args = with_loss_defaults(args, len(train.class_names))
     criterion = build_criterion(args, train.class_counts, train.class_names).to(machine.device)
     check_loss_flags(args, criterion)
     run = RunFolder(args.output_dir or "output_dir")
     args, settings, state, words = begin(args, run, "finetune", train)
     plan = plan_steps(args, train, world, state)
-    test_loader = eval_loader(test, size, args.batch_size, args.crop_pct, args.num_workers, machine.device, args.loader,
-                              world.share(len(test)))
-    loader = train_loader(train, size, args.batch_size, args.seed, args.train_crop, tuple(args.scale), args.hflip,
-                          None if args.aa == "none" else args.aa, args.num_workers, machine.device, args.sampler,
-                          args.loader, world.rank, world.size, args.color_jitter, args.repeated_aug)
-
+    loader, test_loader = build_loaders(args, train, test, machine)
     model = place(build_model(args, train, criterion.cosine_head), machine, args.grad_checkpointing, args.compile)
     begun = {}
     if state is None:
         start, begun = start_weights(args, settings, model, criterion, train.class_names)
         words += f", {start}"
-    groups = param_groups(model, args.weight_decay, args.layer_decay)
-    stepper, schedule = build_training(args, model, groups, plan, machine, BLR)
+    stepper, schedule = build_training(args, model, param_groups(model, args.weight_decay, args.layer_decay), plan, machine, BLR)
     session = Session("finetune", settings, run, stepper, train, plan, schedule, loader.batch_sampler, world, args.save_every,
                       args.save_steps)
     session.restore(state)
@@ -196,8 +200,7 @@ def finetune(args) -> dict:
     say(f"stage 2, {args.model}, {args.loss}: {len(train)} images of {train.source}, {plan.steps_per_epoch} steps of "
         f"{plan.effective_batch_size} images an epoch, lr {schedule.lr:.3g}; {words}; run folder {run.path}")
 
-    erase, targets = build_erasing(args, machine.device), build_targets(args, len(train.class_names))
-    scored = None
+    erase, targets, scored = build_erasing(args, machine.device), build_targets(args, len(train.class_names)), None
 
     def train_epoch(epoch: int, first_step: int, after_step) -> dict:
         return train_one_epoch(criterion, loader, normalize, erase, targets, stepper, plan, schedule, epoch, args.seed,

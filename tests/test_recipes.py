@@ -12,6 +12,7 @@ from datasets import RECORDS, embedded
 from datasets.imageset import ArrayImages, Record
 from datasets.longtail import longtail_counts
 from datasets.transforms import Normalize, eval_transform, train_transform
+from engine_finetune import erase_each
 from models_mae import MODELS as MAE_MODELS
 from models_mae import as_pair, model_shape
 from models_vit import MODELS
@@ -136,7 +137,8 @@ def test_every_recipe_builds_and_takes_a_step(path):
         groups = param_groups(model, args.weight_decay, args.layer_decay)
         stepper, schedule = build_training(args, model, groups, plan, machine, main_finetune.BLR)
         erase, targets = main_finetune.build_erasing(args, cpu), main_finetune.build_targets(args, len(images.class_names))
-        batch, soft = targets(erase(batch), torch.tensor(images.labels))
+        batch, soft = targets(erase_each(erase, batch, plan.draws(args.seed, 0, plan.micro_batches()[0])),
+                              torch.tensor(images.labels))
         loss = criterion(stepper.network.train()(batch), soft)
     before = [p.detach().clone() for p in stepper.parameters]
     set_lr(stepper.optimizer, schedule.at(schedule.warmup_epochs))
