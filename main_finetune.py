@@ -175,8 +175,7 @@ def build_loaders(args, train: ImageSet, test: ImageSet, machine: Machine):
 def finetune(args) -> dict:
     """Run stage 2; returns the metrics of the last epoch."""
     machine = set_up(args)
-    world = machine.world
-    train, test = load_for_training(args)
+    world, (train, test) = machine.world, load_for_training(args)
     for images in (train, test):
         check_same_data(images, world)
     normalize = Normalize(test.record, machine.device)
@@ -192,7 +191,8 @@ def finetune(args) -> dict:
     if state is None:
         start, begun = start_weights(args, settings, model, criterion, train.class_names)
         words += f", {start}"
-    stepper, schedule = build_training(args, model, param_groups(model, args.weight_decay, args.layer_decay), plan, machine, BLR)
+    parts = param_groups(model, args.weight_decay, args.layer_decay)
+    stepper, schedule = build_training(args, model, parts, plan, machine, BLR)
     session = Session("finetune", settings, run, stepper, train, plan, schedule, loader.batch_sampler, world, args.save_every,
                       args.save_steps)
     session.restore(state)
