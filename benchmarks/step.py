@@ -20,7 +20,7 @@ from importlib.util import find_spec
 import numpy as np
 import torch
 
-from benchmarks.step_cases import COMPILED, OTHERS, OTHERS_COMPILED, OURS, PLAIN, SIZES, TYPES, Case, Size, step_flops, timed_device
+from benchmarks.step_cases import COMPILED, OURS, PLAIN, SIZES, TYPES, Case, Size, step_flops, timed_device
 from benchmarks.step_memory import build_measured, free, is_out_of_memory, search_largest
 from models_mae import MODELS, model_shape, patch_grid
 from util.args import Parser, run_command
@@ -28,6 +28,7 @@ from util.precision import check_compiler
 
 COLUMNS = (f"{'size':10}{'stage':>6}{'type':>6}{'batch':>6}  {'':22}{'images/s':>10}{'ratio':>7}{'quartiles':>15}{'of peak':>9}"
            f"{'GiB':>8}")
+PRODUCT = {"cuda": 8192, "cpu": 2048}  # rows and columns of the product that shows a device's peak
 LARGE = 70 * 2 ** 30  # bytes of a GPU on which large_224 is one of the sizes by default
 
 
@@ -44,7 +45,7 @@ def seconds(step: Callable, data: tuple, device: torch.device) -> float:
 
 def matmul_peak(device: torch.device, amp) -> float:
     """Operations a second of a large matrix product of this type on this device: the median of several."""
-    n = 8192 if device.type == "cuda" else 2048
+    n = PRODUCT[device.type]
     a, b = (torch.randn(n, n, device=device, dtype=amp or torch.float32) for _ in range(2))
     times = [seconds(torch.mm, (a, b), device) for _ in range(12)]
     return 2 * n ** 3 / statistics.median(times[2:])
@@ -68,11 +69,11 @@ def speed_ratio(ours: list[float], theirs: list[float]) -> tuple[float, float, f
     return statistics.median(theirs) / statistics.median(ours), *np.quantile(paired, (0.25, 0.75))
 
 
-def like_for_like(stage: int, times: dict[str, list]) -> list[str]:
+def like_for_like(case: Case, times: dict[str, list]) -> list[str]:
     """Lines that say how many times as fast ours is, with the same done to both and as people run theirs."""
-    other, lines = OTHERS[stage], []
+    other, lines = case.other, []
     pairs = {f"ours / {other}": (OURS, other), f"ours / {PLAIN}": (OURS, PLAIN),
-             "both compiled": (COMPILED, OTHERS_COMPILED[stage]), f"ours compiled / {other} as it is": (COMPILED, other)}
+             "both compiled": (COMPILED, case.other_compiled), f"ours compiled / {other} as it is": (COMPILED, other)}
     for label, (one, two) in pairs.items():
         if one in times and two in times:
             ratio, low, high = speed_ratio(times[one], times[two])
@@ -89,7 +90,7 @@ def compare(case: Case, args) -> None:
     batch = args.batch_size or (case.size.gpu_batch if case.device.type == "cuda" else case.size.cpu_batch)
     try:
         batch = search_largest(case, names) if args.largest else batch
-        peak, data = matmul_peak(case.device, case.amp), case.draw(batch)
+        data, peak = case.draw(batch), matmul_peak(case.device, case.amp)
         built = {who: build_measured(case, who, data) for who in names}
         times = time_rounds({who: step for who, (step, _) in built.items()}, data, case.device, args.rounds, args.warmup)
     except RuntimeError as error:
@@ -104,8 +105,8 @@ def compare(case: Case, args) -> None:
         share = step_flops(case.size, case.stage) * batch / median / peak
         print(f"{case.name:10}{case.stage:6}{case.word:>6}{batch:6}  {who:22}{batch / median:10.1f}{ratio:7.2f}{between:>15}"
               f"{share:9.1%}{'-' if memory is None else format(memory / 2**30, '.2f'):>8}")
-    print(f"{'':30}{'peak':22}{peak / 1e12:10.2f} TFLOP/s")
-    print("".join(f"{'':5}{line}\n" for line in like_for_like(case.stage, times)), flush=True)
+    print(f"{'':30}{'peak':22}{peak / 1e12:10.4g} TFLOP/s")
+    print("".join(f"{'':5}{line}\n" for line in like_for_like(case, times)), flush=True)
 
 
 def chosen_sizes(args, device: torch.device) -> dict[str, Size]:

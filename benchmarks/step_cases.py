@@ -20,7 +20,6 @@ MASK_RATIO = 0.75
 TYPES = {"bf16": torch.bfloat16, "fp32": None}
 OURS, COMPILED, CHECKPOINTED = "ours", "ours, compiled", "ours, recomputed"
 OTHERS = {1: "transformers", 2: "timm"}
-OTHERS_COMPILED = {1: "transformers, compiled", 2: "timm, compiled"}
 PLAIN = "timm, plain attention"
 
 
@@ -170,17 +169,25 @@ class Case:
     def amp(self) -> torch.dtype | None:
         return TYPES[self.word]
 
+    @property
+    def other(self) -> str:
+        return OTHERS[self.stage]
+
+    @property
+    def other_compiled(self) -> str:
+        return f"{self.other}, compiled"
+
     def contestants(self, compiled: bool, checkpointed: bool) -> list[str]:
         """Who takes part; the first is the other's, which ratios are taken to."""
         plain = [PLAIN] if self.stage == 2 and self.device.type == "cpu" else []
-        return [OTHERS[self.stage], *plain, OURS, *[OTHERS_COMPILED[self.stage], COMPILED] * compiled,
+        return [self.other, *plain, OURS, *[self.other_compiled, COMPILED] * compiled,
                 *[CHECKPOINTED] * checkpointed]
 
     def build(self, who: str) -> Callable:
         """A contestant's step, (images, targets) -> None."""
         theirs = functools.partial(vit_mae if self.stage == 1 else timm_vit, self.size, self.device, self.amp)
         ours = functools.partial(our_step, self.size, self.stage, self.device, self.amp)
-        return {OTHERS[self.stage]: theirs, OTHERS_COMPILED[self.stage]: functools.partial(theirs, compiled=True),
+        return {self.other: theirs, self.other_compiled: functools.partial(theirs, compiled=True),
                 PLAIN: functools.partial(theirs, plain=True), OURS: ours, COMPILED: functools.partial(ours, compiled=True),
                 CHECKPOINTED: functools.partial(ours, checkpointed=True)}[who]()
 

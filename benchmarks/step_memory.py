@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.step_cases import COMPILED, OTHERS, OTHERS_COMPILED, OURS, Case
+from benchmarks.step_cases import COMPILED, OURS, Case
 
 SMALLEST = 64  # where the search for the largest batch begins, and the unit of what it finds
 CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -37,7 +37,7 @@ def search_largest(case: Case, names: list[str]) -> int:
 
     Compiled ones are stood for by what they are compiled from, which needs no less: every size would be compiled anew.
     """
-    uncompiled = {COMPILED: OURS, OTHERS_COMPILED[case.stage]: OTHERS[case.stage]}
+    uncompiled = {COMPILED: OURS, case.other_compiled: case.other}
     steps = [case.build(uncompiled.get(who, who)) for who in names]
     try:
         return largest_batch(lambda batch: fits(case, steps, batch))
@@ -104,7 +104,7 @@ def build_measured(case: Case, who: str, data: tuple) -> tuple[Callable, int | N
         for _ in range(3):
             step(*data)
         return step, torch.cuda.max_memory_allocated(case.device) - before
-    if not CLEAR_REFS.exists() or who in (COMPILED, OTHERS_COMPILED[case.stage]):
+    if not CLEAR_REFS.exists() or who in (COMPILED, case.other_compiled):
         return case.build(who), None
     # One reading differs from the next by some 5 %, by where the allocator puts things.
     readings = [in_own_process(host_memory, case, who, len(data[0])) for _ in range(3)]
