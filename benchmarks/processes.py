@@ -6,7 +6,6 @@ is the demo's. With its own batch of 64 images a step takes some 35 ms of a core
 and their waiting for the slower one, weighs more than in any real run. So a step is four micro-batches of 280 by default, some
 .4 s, and no process is idle at the end of an epoch: the 4,479 images are sixteen such micro-batches.
 """
-import argparse
 import json
 import os
 import statistics
@@ -15,31 +14,43 @@ import sys
 import tempfile
 from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parent.parent
+from util.args import PROJECT, Parser, run_command
+
 STAGES = {"pretrain": ["@recipes/embedded/pretrain.args"],
           "finetune": ["@recipes/embedded/finetune.args", "--eval_every", "99"]}
 
 
 def images_per_second(stage: str, processes: int, batch_size: int, accum_iter: int, epochs: int, folder: Path) -> float:
-    """One run of a stage: the median over its epochs, the first one left out."""
+    """One run of a stage: the median over its epochs, the first one left out. Raises ValueError where the run fails."""
     out = folder / f"{stage}-{processes}-{len(list(folder.iterdir()))}"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes),
                f"main_{stage}.py", *STAGES[stage], "--epochs", str(epochs), "--warmup_epochs", "0", "--batch_size",
                str(batch_size), "--accum_iter", str(accum_iter), "--output_dir", str(out)]
-    subprocess.run(command, check=True, cwd=PROJECT, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(command, cwd=PROJECT, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    if done.returncode:
+        raise ValueError(f"main_{stage}.py on {processes} processes ended with exit code {done.returncode} and says above "
+                         "why; a smaller --batch_size needs less memory")
     records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     return statistics.median(record["images_per_second"] for record in records[1:])
 
 
-def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--batch_size", type=int, default=280, help="of a process and micro-batch")
-    parser.add_argument("--accum_iter", type=int, default=4, help="micro-batches of a process in a step")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=14, help="of a run; the first one does not count")
-    args = parser.parse_args()
+def get_args_parser() -> Parser:
+    """The command's flags."""
+    parser = Parser(__doc__.splitlines()[0])
+    parser.add_argument("--processes", type=int, default=2, metavar="N", help="that stand beside one")
+    parser.add_argument("--batch_size", type=int, default=280, metavar="N", help="of a process and micro-batch")
+    parser.add_argument("--accum_iter", type=int, default=4, metavar="N", help="micro-batches of a process in a step")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N")
+    parser.add_argument("--epochs", type=int, default=14, metavar="N", help="of a run; the first one does not count")
+    return parser
+
+
+def main(args) -> None:
+    """Print the table."""
+    least = {"processes": 2, "batch_size": 1, "accum_iter": 1, "rounds": 1, "epochs": 2}
+    for name, value in least.items():
+        if getattr(args, name) < value:
+            raise ValueError(f"--{name} must be at least {value}, not {getattr(args, name)}")
     print(f"{'stage':10} {'1 process':>12} {f'{args.processes} processes':>12} {'ratio':>6}   images a second")
     for stage in STAGES:
         found = {1: [], args.processes: []}
@@ -53,4 +64,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(get_args_parser(), main)

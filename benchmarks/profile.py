@@ -4,7 +4,6 @@ The second epoch of the embedded recipes is run under torch.profiler. Self times
 no operator accounts for: the interpreter, torch's dispatch and the profiler itself, which makes the epoch longer (both times
 are printed).
 """
-import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 import main_finetune
 import main_pretrain
 from submit.demo import run_stage
+from util.args import Parser, run_command
 
 KINDS = {
     "matrix products": ("mm", "addmm", "bmm", "baddbmm", "linear", "mkldnn_linear", "mkldnn_convolution", "convolution",
@@ -58,6 +58,13 @@ def summed(events: dict[str, float], total: float) -> dict[str, float]:
     return dict(sorted(sums.items(), key=lambda item: -item[1]))
 
 
+def get_args_parser() -> Parser:
+    """The command's flags."""
+    parser = Parser(__doc__.splitlines()[0])
+    parser.add_argument("flags", nargs="*", help="more flags of both stages, after --")
+    return parser
+
+
 def main(args) -> None:
     """Print the tables."""
     with tempfile.TemporaryDirectory() as folder:
@@ -73,6 +80,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("flags", nargs="*", help="more flags of both stages, after --")
-    main(parser.parse_args())
+    run_command(get_args_parser(), main)

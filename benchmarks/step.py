@@ -3,26 +3,33 @@
     python -m benchmarks.step                                        the sizes that a CPU can do, in bf16 and fp32
     python -m benchmarks.step --sizes base_224 large_224 --compile   what a GPU is for
 
-Stage 1 stands beside `ViTMAEForPreTraining` of transformers, stage 2 beside timm's `vit_*` with timm's optimiser: the same
-shapes, batch, number type and process, steps taken in turns. A step is forward, backward and optimiser on images that lie on
-the device. Printed are medians: images a second, their ratio to the other's, the share of this machine's own
+Stage 1 stands beside `ViTMAEForPreTraining` of transformers, stage 2 beside timm's `vit_*` with timm's optimiser, on CPUs also
+with timm's own switch to plain attention: the same shapes, batch, number type and process. A step is forward, backward and
+optimiser on images that lie on the device. Steps are taken in turns, whose order goes round. Printed are medians: images a
+second, their ratio to the other's and the quartiles of the ratios within each round, the share of this machine's own
 matrix-product peak (operations of the model / time / peak, the peak measured here with a large product of the same type), and
-peak memory. `pip install transformers` for stage 1; the project does not need it otherwise.
+peak memory where the system tells it. With --compile both sides are compiled: ours block by block, as in training, theirs as a
+whole with `model.compile()`, the loss of ViTMAEForPreTraining included, which leaves the compiler the most to fuse. Stage 1
+needs transformers (requirements-optional.txt).
 """
-import argparse
-import gc
-import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from importlib.util import find_spec
 
+import numpy as np
 import torch
 
-from benchmarks.step_cases import CHECKPOINTED, COMPILED, OTHERS, SIZES, contestants, draw, step_flops
+from benchmarks.step_cases import COMPILED, OURS, PLAIN, SIZES, TYPES, Case, Size, step_flops, timed_device
+from benchmarks.step_memory import build_measured, free, is_out_of_memory, search_largest
+from models_mae import MODELS, model_shape, patch_grid
+from util.args import Parser, run_command
+from util.precision import check_compiler
 
-TYPES = {"bf16": torch.bfloat16, "fp32": None}
-COLUMNS = f"{'size':10}{'stage':>6}{'type':>6}{'batch':>6}  {'':15}{'images/s':>10}{'ratio':>7}{'of peak':>9}{'GiB':>8}"
+COLUMNS = (f"{'size':10}{'stage':>6}{'type':>6}{'batch':>6}  {'':22}{'images/s':>10}{'ratio':>7}{'quartiles':>15}{'of peak':>9}"
+           f"{'GiB':>8}")
+PRODUCT = {"cuda": 8192, "cpu": 2048}  # rows and columns of the product that shows a device's peak
+LARGE = 70 * 2 ** 30  # bytes of a GPU on which large_224 is one of the sizes by default
 
 
 def seconds(step: Callable, data: tuple, device: torch.device) -> float:
@@ -38,128 +45,136 @@ def seconds(step: Callable, data: tuple, device: torch.device) -> float:
 
 def matmul_peak(device: torch.device, amp) -> float:
     """Operations a second of a large matrix product of this type on this device: the median of several."""
-    n = 8192 if device.type == "cuda" else 2048
+    n = PRODUCT[device.type]
     a, b = (torch.randn(n, n, device=device, dtype=amp or torch.float32) for _ in range(2))
     times = [seconds(torch.mm, (a, b), device) for _ in range(12)]
     return 2 * n ** 3 / statistics.median(times[2:])
 
 
-def largest_batch(size, stage: int, device: torch.device, amp) -> int:
-    """The largest power of two, from 64 on, that a step of every contestant has memory for."""
-    batch = 64
-    while all(fits(contestants(stage)[who], size, device, amp, 2 * batch) for who in (OTHERS[stage], "ours")):
-        batch *= 2
-    return batch
-
-
-def fits(build: Callable, size, device: torch.device, amp, batch: int) -> bool:
-    """Whether the GPU has the memory for two steps of this batch."""
-    try:
-        step, data = build(size, device, amp), draw(size, batch, device)
-        for _ in range(2):
-            step(*data)
-        return True
-    except torch.cuda.OutOfMemoryError:
-        return False
-    finally:
-        step = data = None
-        gc.collect()
-        torch.cuda.empty_cache()
-
-
-def resident(name: str) -> int:
-    """VmRSS or VmHWM of this process, in bytes; Linux says them."""
-    with open("/proc/self/status") as file:
-        return next(1024 * int(line.split()[1]) for line in file if line.startswith(name))
-
-
-def host_memory(name: str, stage: int, who: str, word: str, batch: int) -> int:
-    """Most bytes that this process, which does nothing else, has resident over three steps beyond what its imports take."""
-    if stage == 1:
-        import transformers.models.vit_mae.modeling_vit_mae  # noqa: F401  before the first reading, whoever is measured
-    before = resident("VmRSS")
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # forget the highest reading so far
-    step = contestants(stage)[who](SIZES[name], torch.device("cpu"), TYPES[word])
-    data = draw(SIZES[name], batch, torch.device("cpu"))
-    for _ in range(3):
-        step(*data)
-    return resident("VmHWM") - before
-
-
-def in_own_process(function: Callable, *arguments):
-    """Its result in a process that ends with it."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
-        return alone.submit(function, *arguments).result()
-
-
-def build_all(name: str, stage: int, device: torch.device, word: str, batch: int, who_else: list) -> tuple[dict, dict, tuple]:
-    """Each one's step and the most memory that it needs, weights and moments included; and the data."""
-    data, steps, memory = draw(SIZES[name], batch, device), {}, {}
-    for who in (OTHERS[stage], "ours", *who_else):
-        build = contestants(stage)[who]
-        if device.type == "cuda":
-            before = torch.cuda.memory_allocated(device)
-            torch.cuda.reset_peak_memory_stats(device)
-        steps[who] = build(SIZES[name], device, TYPES[word])
-        if device.type == "cuda":
-            for _ in range(3):
-                steps[who](*data)
-            memory[who] = torch.cuda.max_memory_allocated(device) - before
-        else:
-            # One reading differs from the next by some 5 %, by where the allocator puts things.
-            memory[who] = statistics.median(in_own_process(host_memory, name, stage, who, word, batch) for _ in range(3))
-    return steps, memory, data
-
-
-def compare(name: str, stage: int, word: str, device: torch.device, args) -> None:
-    """Print one line of the table a contestant."""
-    size = SIZES[name]
-    batch = args.batch_size or (size.gpu_batch if device.type == "cuda" else size.cpu_batch)
-    if args.largest:
-        batch = largest_batch(size, stage, device, TYPES[word])
-    steps, memory, data = build_all(name, stage, device, word, batch,
-                                    [COMPILED] * args.compile + [CHECKPOINTED] * args.grad_checkpointing)
-    peak, times = matmul_peak(device, TYPES[word]), {who: [] for who in steps}
-    for index in range(args.rounds + args.warmup):
-        for who, step in steps.items():
-            taken = seconds(step, data, device)
-            if index >= args.warmup:
+def time_rounds(steps: dict[str, Callable], data: tuple, device: torch.device, rounds: int, warmup: int) -> dict[str, list]:
+    """{contestant: seconds of its step in every round}; who is first goes round."""
+    times, names = {who: [] for who in steps}, list(steps)
+    for index in range(-warmup, rounds):
+        first = index % len(names)
+        for who in names[first:] + names[:first]:
+            taken = seconds(steps[who], data, device)
+            if index >= 0:
                 times[who].append(taken)
-    medians = {who: statistics.median(values) for who, values in times.items()}
-    for who, median in medians.items():
-        share = step_flops(size, stage) * batch / median / peak
-        print(f"{name:10}{stage:6}{word:>6}{batch:6}  {who:15}{batch / median:10.1f}{medians[OTHERS[stage]] / median:7.2f}"
-              f"{share:9.1%}{memory[who] / 2**30:8.2f}", flush=True)
-    print(f"{'':30}{'peak':15}{peak / 1e12:10.2f} TFLOP/s", flush=True)
+    return times
 
 
-def get_args_parser() -> argparse.ArgumentParser:
+def speed_ratio(ours: list[float], theirs: list[float]) -> tuple[float, float, float]:
+    """How many times as fast as theirs: the ratio of the medians, and the quartiles of the rounds' own ratios."""
+    paired = np.divide(theirs, ours)
+    return statistics.median(theirs) / statistics.median(ours), *np.quantile(paired, (0.25, 0.75))
+
+
+def like_for_like(case: Case, times: dict[str, list]) -> list[str]:
+    """Lines that say how many times as fast ours is, with the same done to both and as people run theirs."""
+    other, lines = case.other, []
+    pairs = {f"ours / {other}": (OURS, other), f"ours / {PLAIN}": (OURS, PLAIN),
+             "both compiled": (COMPILED, case.other_compiled), f"ours compiled / {other} as it is": (COMPILED, other)}
+    for label, (one, two) in pairs.items():
+        if one in times and two in times:
+            ratio, low, high = speed_ratio(times[one], times[two])
+            lines.append(f"{label:42}{ratio:22.2f}{low:8.2f} -{high:5.2f}")
+    return lines
+
+
+def compare(case: Case, args) -> None:
+    """Print the lines of one case: one a contestant, the peak, and the ratios of like to like.
+
+    Raises ValueError for a batch that the device has no memory for.
+    """
+    names = case.contestants(args.compile, args.grad_checkpointing)
+    batch = args.batch_size or (case.size.gpu_batch if case.device.type == "cuda" else case.size.cpu_batch)
+    try:
+        batch = search_largest(case, names) if args.largest else batch
+        data, peak = case.draw(batch), matmul_peak(case.device, case.amp)
+        built = {who: build_measured(case, who, data) for who in names}
+        times = time_rounds({who: step for who, (step, _) in built.items()}, data, case.device, args.rounds, args.warmup)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ValueError(f"too little memory on {case.device} for {case.name}, stage {case.stage}, {case.word} at a batch of "
+                         f"{batch} with {len(names)} contestants: give a smaller --batch_size") from None
+    for who, values in times.items():
+        ratio, low, high = speed_ratio(values, times[names[0]])
+        between = "" if who == names[0] else f"{low:8.2f} -{high:5.2f}"
+        median, memory = statistics.median(values), built[who][1]
+        share = step_flops(case.size, case.stage) * batch / median / peak
+        print(f"{case.name:10}{case.stage:6}{case.word:>6}{batch:6}  {who:22}{batch / median:10.1f}{ratio:7.2f}{between:>15}"
+              f"{share:9.1%}{'-' if memory is None else format(memory / 2**30, '.2f'):>8}")
+    print(f"{'':30}{'peak':22}{peak / 1e12:10.4g} TFLOP/s")
+    print("".join(f"{'':5}{line}\n" for line in like_for_like(case, times)), flush=True)
+
+
+def chosen_sizes(args, device: torch.device) -> dict[str, Size]:
+    """{name: size}: --model's, or --sizes, by default those that the device can do in reasonable time."""
+    if args.model is None:
+        for name in ("input_size", "patch_size"):
+            if getattr(args, name) is not None:
+                raise ValueError(f"--{name} {getattr(args, name)} does nothing without --model: name one, or use --sizes")
+        large = device.type == "cuda" and torch.cuda.get_device_properties(device).total_memory >= LARGE
+        return {name: SIZES[name] for name in args.sizes or ["demo", "tiny_32", "base_224"] + ["large_224"] * large}
+    if args.sizes:
+        raise ValueError(f"--model {args.model} and --sizes {' '.join(args.sizes)} both choose the model: give one")
+    patch_size, *_ = model_shape(MODELS, args.model, args.patch_size)
+    side, name = args.input_size or 224, args.model.removeprefix("mae_vit_")
+    patch_grid(side, patch_size)
+    return {f"{name.split('_')[0]}_{side}": Size(name, side, patch_size, 8, 64)}
+
+
+def check(args, device: torch.device) -> None:
+    """Raise ValueError for flags that cannot be, and for what is not installed, before anything is timed."""
+    for name in ("rounds", "warmup", "batch_size", "input_size"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, not {getattr(args, name)}")
+    if args.largest and device.type != "cuda":
+        raise ValueError(f"--largest looks for what a GPU has memory for, and the device is {device.type}: leave it out, or "
+                         "give a --batch_size")
+    if args.largest and args.batch_size is not None:
+        raise ValueError(f"--largest and --batch_size {args.batch_size} both choose the batch: give one")
+    if 1 in args.stages and find_spec("transformers") is None:
+        raise ValueError("stage 1 is compared with transformers' ViTMAEForPreTraining, and transformers is not installed: pip "
+                         "install -r requirements-optional.txt, or use --stages 2")
+    if args.compile:
+        check_compiler(device)
+
+
+def get_args_parser() -> Parser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["demo", "tiny_32", "base_224"])
+    parser = Parser(__doc__.splitlines()[0])
+    parser.add_argument("--device", default="auto", help="auto (cuda where there is one), cpu, cuda, cuda:1, ...")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, help="all that the device can do in reasonable time by default")
+    parser.add_argument("--model", metavar="NAME", help=f"instead of --sizes: one of {', '.join(MODELS)}")
+    parser.add_argument("--input_size", type=int, metavar="PIXELS", help="of --model's images, 224 by default")
+    parser.add_argument("--patch_size", type=int, metavar="PIXELS", help="instead of --model's")
     parser.add_argument("--stages", nargs="+", type=int, choices=(1, 2), default=[1, 2])
     parser.add_argument("--types", nargs="+", choices=TYPES, default=list(TYPES))
-    parser.add_argument("--batch_size", type=int, help="by default one for each size and kind of device")
+    parser.add_argument("--batch_size", type=int, metavar="N", help="by default one for each size and kind of device")
     parser.add_argument("--largest", action="store_true", help="on a GPU: the largest batch that all have memory for")
-    parser.add_argument("--compile", action="store_true", help="time this project's compiled step too")
+    parser.add_argument("--compile", action="store_true", help="time the compiled steps of both sides too")
     parser.add_argument("--grad_checkpointing", action="store_true", help="and what recomputing the blocks' activations costs")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--warmup", type=int, default=3, help="rounds that do not count")
+    parser.add_argument("--rounds", type=int, default=15, metavar="N")
+    parser.add_argument("--warmup", type=int, default=3, metavar="N", help="rounds before, which do not count")
     return parser
 
 
 def main(args) -> None:
     """Print the table."""
-    device = torch.device(args.device)
+    device = timed_device(args.device)
+    check(args, device)
+    sizes = chosen_sizes(args, device)
     what = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{what}, torch {torch.__version__}, medians of {args.rounds} steps in turns\n{COLUMNS}", flush=True)
-    for name in args.sizes:
+    for name, size in sizes.items():
         for stage in args.stages:
             for word in args.types:
-                compare(name, stage, word, device, args)
+                compare(Case(name, size, stage, word, device), args)
+                free()
+                torch.compiler.reset()  # all models have code in common, of which torch compiles only so many variants
 
 
 if __name__ == "__main__":
-    main(get_args_parser().parse_args())
+    run_command(get_args_parser(), main)

@@ -1,4 +1,5 @@
 """What benchmarks.step times: the sizes, what a step of them must compute, this project's step and the others'."""
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,11 +13,14 @@ from models_vit import build_vit
 from util.losses import build_loss
 from util.lr import param_groups
 from util.precision import choose_attention, compile_blocks
+from util.setup import choose_device
 from util.steps import Stepper, build_optimizer
 
-CLASSES, MASK_RATIO = 1000, 0.75
-COMPILED, CHECKPOINTED = "ours, compiled", "ours, recomputed"
+MASK_RATIO = 0.75
+TYPES = {"bf16": torch.bfloat16, "fp32": None}
+OURS, COMPILED, CHECKPOINTED = "ours", "ours, compiled", "ours, recomputed"
 OTHERS = {1: "transformers", 2: "timm"}
+PLAIN = "timm, plain attention"
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Size:
     num_heads: int | None = None
     decoder: tuple[int, int, int] = (512, 8, 16)
     in_chans: int = 3
+    classes: int = 1000
 
     @property
     def shape(self) -> dict:
@@ -45,11 +50,18 @@ class Size:
 
 
 SIZES = {
-    "demo": Size("tiny_patch16", 28, 7, 64, 64, 96, 4, 3, (64, 2, 4), 1),
+    "demo": Size("tiny_patch16", 28, 7, 64, 64, 96, 4, 3, (64, 2, 4), 1, 10),
     "tiny_32": Size("tiny_patch16", 32, 4, 16, 1024),
     "base_224": Size("base_patch16", 224, 16, 8, 256),
-    "large_224": Size("large_patch16", 224, 16, 2, 256),
+    "large_224": Size("large_patch16", 224, 16, 2, 128),
 }
+
+
+def timed_device(name: str) -> torch.device:
+    """--device, where it is one whose work the benchmarks wait for and whose memory they read. Raises ValueError otherwise."""
+    if name.partition(":")[0] in ("mps", "xpu"):
+        raise ValueError(f"--device {name}: steps are timed on cpu and cuda only: use --device auto")
+    return choose_device(name)
 
 
 def block_flops(tokens: int, dim: int) -> int:
@@ -66,7 +78,7 @@ def step_flops(size: Size, stage: int) -> int:
     dim, depth = size.embed_dim or dim, size.depth or depth
     L, pixels = (size.img_size // size.patch_size) ** 2, size.patch_size ** 2 * size.in_chans
     if stage == 2:
-        return 3 * (2 * L * pixels * dim + depth * block_flops(L + 1, dim) + 2 * dim * CLASSES)
+        return 3 * (2 * L * pixels * dim + depth * block_flops(L + 1, dim) + 2 * dim * size.classes)
     kept, (width, layers, _) = round(L * (1 - MASK_RATIO)), size.decoder
     return 3 * (2 * kept * pixels * dim + depth * block_flops(kept + 1, dim) + 2 * (kept + 1) * dim * width
                 + layers * block_flops(L + 1, width) + 2 * (L - kept) * width * pixels)
@@ -78,8 +90,8 @@ def our_step(size: Size, stage: int, device: torch.device, amp, compiled: bool =
     if stage == 1:
         model = build_mae(f"mae_vit_{size.model}", **size.shape, **size.decoder_shape, norm_pix_loss=True)
     else:
-        model = build_vit(f"vit_{size.model}", CLASSES, **size.shape)
-        criterion = build_loss("bal_bce", [1280 - k for k in range(CLASSES)]).to(device)
+        model = build_vit(f"vit_{size.model}", size.classes, **size.shape)
+        criterion = build_loss("bal_bce", [1280 - k for k in range(size.classes)]).to(device)
     choose_attention(model, device, amp)
     model = model.to(device).train()
     model.set_grad_checkpointing(checkpointed)
@@ -95,13 +107,9 @@ def our_step(size: Size, stage: int, device: torch.device, amp, compiled: bool =
     return step
 
 
-def vit_mae(size: Size, device: torch.device, amp) -> Callable:
+def vit_mae(size: Size, device: torch.device, amp, compiled: bool = False) -> Callable:
     """The step of transformers' ViTMAEForPreTraining of the same shape, with torch's fused AdamW."""
-    try:
-        from transformers import ViTMAEConfig, ViTMAEForPreTraining
-    except ImportError:
-        raise ValueError("stage 1 is compared with transformers' ViTMAEForPreTraining, and transformers is not installed: "
-                         "pip install transformers, or use --stages 2") from None
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
     _, dim, depth, heads = MODELS[f"mae_vit_{size.model}"]
     dim, (width, layers, decoder_heads) = size.embed_dim or dim, size.decoder
     model = ViTMAEForPreTraining(ViTMAEConfig(
@@ -109,6 +117,8 @@ def vit_mae(size: Size, device: torch.device, amp) -> Callable:
         intermediate_size=4 * dim, image_size=size.img_size, patch_size=size.patch_size, num_channels=size.in_chans,
         decoder_hidden_size=width, decoder_num_hidden_layers=layers, decoder_num_attention_heads=decoder_heads,
         decoder_intermediate_size=4 * width, mask_ratio=MASK_RATIO, norm_pix_loss=True)).to(device).train()
+    if compiled:
+        model.compile()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
 
     def step(images: torch.Tensor, _targets: torch.Tensor) -> None:
@@ -120,10 +130,19 @@ def vit_mae(size: Size, device: torch.device, amp) -> Callable:
     return step
 
 
-def timm_vit(size: Size, device: torch.device, amp) -> Callable:
-    """The step of timm's own model of the same shape as its training script does it: its BCE and its AdamW."""
+def timm_vit(size: Size, device: torch.device, amp, compiled: bool = False, plain: bool = False) -> Callable:
+    """The step of timm's own model of the same shape as its training script does it: its BCE and its AdamW.
+
+    plain: without torch's fused attention kernel, as TIMM_FUSED_ATTN=0 has it.
+    """
     overrides = {name: value for name, value in size.shape.items() if value is not None}
-    model = timm.create_model(f"vit_{size.model}_224", num_classes=CLASSES, global_pool="avg", **overrides).to(device).train()
+    model = timm.create_model(f"vit_{size.model}_224", num_classes=size.classes, global_pool="avg", **overrides)
+    model = model.to(device).train()
+    for module in model.modules() if plain else ():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False
+    if compiled:
+        model.compile()
     optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-4, weight_decay=0.05)
     criterion = BinaryCrossEntropy(smoothing=0.0)
 
@@ -136,18 +155,47 @@ def timm_vit(size: Size, device: torch.device, amp) -> Callable:
     return step
 
 
-def contestants(stage: int) -> dict[str, Callable]:
-    """{name: (size, device, amp) -> step(images, targets)}; the first is the other's, which ratios are taken to."""
-    return {OTHERS[stage]: vit_mae if stage == 1 else timm_vit,
-            "ours": lambda size, device, amp: our_step(size, stage, device, amp),
-            COMPILED: lambda size, device, amp: our_step(size, stage, device, amp, compiled=True),
-            CHECKPOINTED: lambda size, device, amp: our_step(size, stage, device, amp, checkpointed=True)}
+@dataclass(frozen=True)
+class Case:
+    """What stands side by side: one size, stage, number type and device."""
 
+    name: str
+    size: Size
+    stage: int
+    word: str  # of TYPES
+    device: torch.device
 
-def draw(size: Size, batch: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images, and targets as mixing makes them."""
-    images = torch.randn(batch, size.in_chans, size.img_size, size.img_size, device=device)
-    targets = torch.zeros(batch, CLASSES, device=device)
-    targets[torch.arange(batch), torch.arange(batch) % CLASSES] = 0.7
-    targets[torch.arange(batch), (torch.arange(batch) * 7 + 1) % CLASSES] += 0.3
-    return images, targets
+    @property
+    def amp(self) -> torch.dtype | None:
+        return TYPES[self.word]
+
+    @property
+    def other(self) -> str:
+        return OTHERS[self.stage]
+
+    @property
+    def other_compiled(self) -> str:
+        return f"{self.other}, compiled"
+
+    def contestants(self, compiled: bool, checkpointed: bool) -> list[str]:
+        """Who takes part; the first is the other's, which ratios are taken to."""
+        plain = [PLAIN] if self.stage == 2 and self.device.type == "cpu" else []
+        return [self.other, *plain, OURS, *[self.other_compiled, COMPILED] * compiled,
+                *[CHECKPOINTED] * checkpointed]
+
+    def build(self, who: str) -> Callable:
+        """A contestant's step, (images, targets) -> None."""
+        theirs = functools.partial(vit_mae if self.stage == 1 else timm_vit, self.size, self.device, self.amp)
+        ours = functools.partial(our_step, self.size, self.stage, self.device, self.amp)
+        return {self.other: theirs, self.other_compiled: functools.partial(theirs, compiled=True),
+                PLAIN: functools.partial(theirs, plain=True), OURS: ours, COMPILED: functools.partial(ours, compiled=True),
+                CHECKPOINTED: functools.partial(ours, checkpointed=True)}[who]()
+
+    def draw(self, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images, and targets as mixing makes them."""
+        size, device = self.size, self.device
+        images = torch.randn(batch, size.in_chans, size.img_size, size.img_size, device=device)
+        targets, rows = torch.zeros(batch, size.classes, device=device), torch.arange(batch)
+        targets[rows, rows % size.classes] = 0.7
+        targets[rows, (rows * 7 + 1) % size.classes] += 0.3
+        return images, targets

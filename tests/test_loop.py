@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from util.log_line import log_line
-from util.loop import host_memory, micro_batches, on_device
+from util.loop import epoch_record, host_memory, micro_batches, on_device
 from util.lr import Schedule
 from util.seed import derive_seed
 from util.steps import Clock, StepPlan
@@ -146,6 +146,27 @@ def test_the_memory_that_the_record_has_is_this_process_s():
     with open("/proc/self/status") as status:
         resident = next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM"))
     assert before <= host_memory() and abs(host_memory() - resident) < 2 ** 25 and large.all()
+
+
+def test_the_record_of_an_epoch_says_how_long_it_took_and_how_much_of_that_it_waited(monkeypatch):
+    """37 images in ten micro-batches: each takes .75 s to load, however long it is, and 1.25 s to compute."""
+    now = [100.0]
+    for module in ("util.loop", "util.steps"):
+        monkeypatch.setattr(f"{module}.time", SimpleNamespace(perf_counter=lambda: now[0], monotonic=lambda: now[0]))
+    monkeypatch.setattr("util.loop.host_memory", lambda: 12345)
+
+    class SlowLoader(StubLoader):
+        def __iter__(self):
+            for batch in super().__iter__():
+                now[0] += 0.75
+                yield batch
+    stepper, plan = StubStepper(), StepPlan(37, 4, 3)
+    for _ in micro_batches(SlowLoader(), stepper, plan, Schedule(1.0, 0.1, 1, 5), 2, 7, 50):
+        now[0] += 1.25
+    record = epoch_record(stepper, plan, 2)
+    assert {name: record[name] for name in ("epoch", "train_loss", "seconds", "images_per_second", "data_wait")} \
+        == {"epoch": 2, "train_loss": 0.25, "seconds": 20.0, "images_per_second": 1.9, "data_wait": 0.375}  # 37 / 20 = 1.85
+    assert record["host_memory_bytes"] == 12345 and record["device_memory_bytes"] is None
 
 
 def test_the_printed_line_of_an_epoch():
