@@ -77,12 +77,12 @@ def test_broken_lines_of_the_log_are_dropped_and_told(pretrain, tmp_path, cut_af
     lines[where] = (b"\xff\xfe\x00 no UTF-8\n", b'{"epoch": \n')[where]
     log.write_bytes(b"".join(lines) + b'{"epoch": 2, "cut \xff')
     pretrain(run, *MAE)
-    assert f"warning: {log} has 1 lines that are no record of an epoch before 2: they are dropped" in capsys.readouterr().out
+    assert f"warning: 1 of the 2 lines of {log} dropped: no record of an epoch before 2\n" in capsys.readouterr().out
     assert epochs(run) == [1 - where, 2] and json.loads((run / "metrics.json").read_text())["epoch"] == 2
 
 
-@pytest.mark.parametrize(("name", "words"), [("log.jsonl", "is a folder"), ("args.json", "is a folder"),
-                                             ("metrics.json", "is a folder"), ("figures", "is no folder")])
+@pytest.mark.parametrize(("name", "words"), [("log.jsonl", "is no file"), ("args.json", "is no file"),
+                                             ("metrics.json", "is no file"), ("figures", "is no folder")])
 def test_what_stands_in_the_way_of_a_run_is_told_before_it(pretrain, tmp_path, capsys, name, words):
     run = tmp_path / "run"
     run.mkdir()

@@ -130,8 +130,9 @@ class RunFolder:
         return path, state
 
     def _check_kinds(self) -> None:
-        """ValueError where a folder stands in the place of a file that the run writes, or a file in that of its figures."""
-        wrong = [f"{self.path / name} is a folder" for name in RUN_FILES if name != "last.pth" and (self.path / name).is_dir()]
+        """ValueError where no file stands in the place of one that the run writes, or no folder in that of its figures."""
+        files = [self.path / name for name in RUN_FILES if name != "last.pth"]  # which may be anything, and is put aside
+        wrong = [f"{path} is no file" for path in files if path.exists() and not path.is_file()]
         if self.figures.exists() and not self.figures.is_dir():
             wrong.append(f"{self.figures} is no folder")
         if wrong:
@@ -209,8 +210,8 @@ class RunFolder:
         seen = read_lines(log)[:lines]
         kept = whole_lines(seen, epoch)
         if len(kept) < len(seen):
-            say(f"warning: {log} has {len(seen) - len(kept)} lines that are no record of an epoch before {epoch}: they are "
-                "dropped")
+            say(f"warning: {len(seen) - len(kept)} of the {len(seen)} lines of {log} dropped: no record of an epoch before "
+                f"{epoch}")
         if len(seen) < lines:
             say(f"warning: {log} has {len(seen)} of the {lines} lines that the checkpoint has seen: the others are lost")
         self.lines = len(kept)
