@@ -109,10 +109,11 @@ def test_a_folder_that_does_not_let_a_damaged_checkpoint_be_renamed(pretrain, tm
 def test_the_same_files_from_another_working_folder_are_the_same_run(pretrain, encoder, tmp_path, cut_after):  # noqa: F811
     (tmp_path / "here").mkdir()
     with contextlib.chdir(tmp_path / "here"):
+        relative = ["--finetune", os.path.relpath(encoder)]
         for out, done, more in (("first", 1, []), ("second", 2, ["--resume", "../first/last.pth"])):
             patch = cut_after(done)
             with pytest.raises(Cut):
-                pretrain(Path("..", out), *MAE, "--finetune", os.path.relpath(encoder), *more)
+                pretrain(Path("..", out), *MAE, *relative, *more)
             patch.undo()
     with contextlib.chdir(tmp_path):  # where those paths name nothing
         pretrain("second", *MAE, "--finetune", encoder, "--resume", "first/last.pth")
@@ -120,3 +121,9 @@ def test_the_same_files_from_another_working_folder_are_the_same_run(pretrain, e
         pretrain("third", *MAE, "--finetune", encoder, "--resume", "first/last.pth")
         with pytest.raises(ValueError, match="first holds another run: --finetune other.pth .*last.pth there.: use"):
             pretrain("first", *MAE, "--finetune", "other.pth")
+        patch = cut_after(2)
+        with pytest.raises(Cut):
+            pretrain("first", *MAE, "--finetune", os.path.relpath(encoder))
+        patch.undo()
+    with contextlib.chdir(tmp_path / "here"):
+        assert pretrain("../first", *MAE, *relative)["epoch"] == 2

@@ -53,6 +53,7 @@ class RunFolder:
         self.path = Path(path)
         self.last = self.path / "last.pth"
         self.figures = self.path / "figures"
+        self.working_dir = os.getcwd()  # to which the flags' relative paths belong
         self._tensorboard = None
         self._first_epoch = 0
         self._saved = False  # whether args.json says so
@@ -90,7 +91,7 @@ class RunFolder:
         if state["format"] != FORMAT:
             raise ValueError(f"{source} is of an earlier version, which drew masks, dropped paths and erased pieces otherwise, "
                              "so its run cannot go on: its weights serve --finetune and --eval; give another --output_dir")
-        different = settings_difference(settings, state["args"], RunFolder(source.parent).began_in())
+        different = settings_difference(settings, state["args"], state["progress"]["working_dir"])
         if different:
             whose = f"{self.path} holds another run" if here else f"{source} is of another run"
             raise ValueError(f"{whose}: {', '.join(different)}: use the settings that are there, or another --output_dir")
@@ -108,11 +109,7 @@ class RunFolder:
     def began_with(self, flag: str, path: str) -> bool:
         """Whether this folder's run began with that file as a flag: the same command goes on with what is here."""
         record = self._record()
-        return record is not None and same_file(path, record["args"].get(flag), self.began_in())
-
-    def began_in(self) -> str:
-        """The folder that this run was started in, "" where args.json does not say."""
-        return (self._record() or {}).get("working_dir", "")
+        return record is not None and same_file(path, record["args"].get(flag), record.get("working_dir", ""))
 
     def _record(self) -> dict | None:
         """args.json, None where there is none that can be read."""
@@ -144,7 +141,8 @@ class RunFolder:
         if not found:
             return
         record = self._record()
-        different = settings_difference(settings, record["args"], self.began_in()) if record else ["no readable args.json"]
+        different = (settings_difference(settings, record["args"], record.get("working_dir", "")) if record else
+                     ["no readable args.json"])
         if different or "metrics.json" in found:
             raise ValueError(f"{self.path} holds another run ({', '.join(found)}) and no last.pth to continue "
                              f"({'; '.join(different)}): give another --output_dir")
@@ -187,7 +185,7 @@ class RunFolder:
         self.check_writable()
         self.figures.mkdir(exist_ok=True)
         record = {"args": settings, **derived, "git": git_revision(), "versions": versions(),
-                  "slurm_job": slurm_job(), "working_dir": os.getcwd(), "continued": []}
+                  "slurm_job": slurm_job(), "working_dir": self.working_dir, "continued": []}
         begun = self._record()
         continued = record["saved"] = self.has_checkpoint()
         if continued and begun is None:

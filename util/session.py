@@ -48,7 +48,8 @@ class Session:
         progress = {"epoch": self.epoch, "step": self.step, "data_hash": self.images.data_hash, "went_back": self.went_back,
                     "group_counts": self.images.group_counts.tolist(), "effective_batch_size": self.plan.effective_batch_size,
                     "processes": self.world.size, "readers": getattr(self.batches, "readers", None),
-                    "log_lines": self.run.lines, "bad_images": getattr(self.images, "found", [])}
+                    "log_lines": self.run.lines, "working_dir": self.run.working_dir,
+                    "bad_images": getattr(self.images, "found", [])}
         if self.world.first:
             stepper = self.stepper
             save_checkpoint(self.run.last, {
