@@ -16,7 +16,7 @@ from datasets.records import OFFICIAL_SIZES, official_counts
 from util.args import PROJECT, Parser
 from util.args_finetune import with_loss_defaults
 from util.predictions import read_json
-from util.run import MAY_CHANGE
+from util.same_run import MAY_CHANGE
 
 STAGES = {"pretrain": main_pretrain, "finetune": main_finetune}
 # Flags that say where and how, or that the images of a step replace; the encoder's place is told by its own hash.

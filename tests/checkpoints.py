@@ -11,6 +11,11 @@ DECODER = ["--decoder_embed_dim", "8", "--decoder_depth", "1", "--decoder_num_he
 NAMES, COUNTS = ["cat", "dog", "elk"], [24, 12, 5]
 
 
+def write_again(path, state):
+    """A checkpoint that was opened and changed, under its name."""
+    save_checkpoint(path, {name: value for name, value in state.items() if name != "format"})
+
+
 def write(path, stage, args, model):
     with torch.no_grad():  # heads, biases and tokens begin at zero or near it, where little can go wrong
         for parameter in model.parameters():

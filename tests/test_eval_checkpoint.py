@@ -3,10 +3,10 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
 import main_finetune
 from datasets.longtail import hold_out
+from tests.checkpoints import write_again
 from util.checkpoint import load_checkpoint
 from util.metrics import groups
 
@@ -56,7 +56,7 @@ def test_a_batch_of_none_is_refused(trained):
 def test_a_checkpoint_of_an_earlier_version_is_named(trained, tmp_path):
     state = load_checkpoint(trained[0] / "last.pth")
     del state["progress"]["group_counts"]
-    torch.save(state, tmp_path / "last.pth")
+    write_again(tmp_path / "last.pth", state)
     with pytest.raises(ValueError, match="is of an earlier version"):
         evaluate("--resume", tmp_path / "last.pth")
 
@@ -86,7 +86,7 @@ def test_another_network_than_the_checkpoints_is_refused(trained, flags):
 def test_a_network_that_is_not_pooled_alike_is_refused(trained, tmp_path):
     state = load_checkpoint(trained[0] / "last.pth")
     state["args"]["cls_token"] = False
-    torch.save(state, tmp_path / "last.pth")
+    write_again(tmp_path / "last.pth", state)
     with pytest.raises(ValueError, match="2 heads, not of .* 2 heads, class token: leave --cls_token out"):
         evaluate("--resume", tmp_path / "last.pth", "--cls_token")
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import main_finetune
 from models_vit import build_vit, load_classifier
-from tests.checkpoints import COUNTS, NAMES, write_classifier, write_mae
+from tests.checkpoints import COUNTS, NAMES, write_again, write_classifier, write_mae
 from util import export
 from util.trained import encode, load_classifier_model, load_encoder_model
 from util.weights import open_weights
@@ -110,7 +110,7 @@ def test_the_moving_average_is_what_leaves(tmp_path):
     model = write_classifier(path)
     state = torch.load(path, weights_only=True)
     state["ema"] = {key: value + 1 for key, value in model.state_dict().items()}
-    torch.save(state, path)
+    write_again(path, state)
     weights = load_file(run(path, "timm", tmp_path / "timm") / "model.safetensors")
     assert torch.equal(weights["head.bias"], model.head.bias + 1)
 
@@ -232,7 +232,7 @@ def test_the_card_counts_one_of_a_thing(tmp_path):
     write_classifier(tmp_path / "last.pth", "--mean", ".5", "--std", ".2")
     state = torch.load(tmp_path / "last.pth", weights_only=True)
     state["progress"]["epoch"] = 1
-    torch.save(state, tmp_path / "last.pth")
+    write_again(tmp_path / "last.pth", state)
     card = (run(tmp_path / "last.pth", "safetensors", tmp_path / "out") / "README.md").read_text()
     assert ", 1 epoch.\n" in card and "Images: 1 channel in [0, 1]" in card
 

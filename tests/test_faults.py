@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.checkpoints import write_again
 from tests.killing import differences, kill_often
 from tests.processes import Processes
 from tests.test_checkpoint import Runs
@@ -267,8 +268,7 @@ def test_the_moving_average_is_kept_scored_and_loaded(finetune, pretrain, tmp_pa
     # Scored: with weights and averages exchanged, --eval gives another result than the run, as they are the same.
     evaluate = ["--eval", "--resume", tmp_path / "run" / "last.pth"]
     assert finetune(tmp_path / "again", *evaluate)["nll"] == pytest.approx(result["nll"], rel=1e-6)
-    state["ema"], state["model"] = state["model"], state["ema"]
-    torch.save(state, tmp_path / "run" / "last.pth")
+    write_again(tmp_path / "run" / "last.pth", {**state, "ema": state["model"], "model": state["ema"]})
     assert finetune(tmp_path / "other", *evaluate)["nll"] != pytest.approx(result["nll"], rel=1e-6)
 
 

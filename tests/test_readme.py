@@ -57,6 +57,13 @@ def test_every_file_that_is_named_exists():
     assert pictures and [name for name in pictures if not (PROJECT / name).exists()] == []
 
 
+def test_every_test_that_is_named_exists():
+    named = set(re.findall(r"`(tests/\w+\.py)::(\w+)`", README))
+    assert len(named) > 30
+    assert [f"{path}::{name}" for path, name in named if f"def {name}(" not in (PROJECT / path).read_text()] == []
+    assert "`::" not in README
+
+
 def test_no_path_of_a_machine_in_the_repository():
     import subprocess
     listed = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True)

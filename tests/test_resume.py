@@ -1,10 +1,12 @@
 """A run that is cut after an epoch and continued equals the uninterrupted one to the bit."""
 import json
+import shutil
 
 import pytest
 import torch
 
 from util.checkpoint import load_checkpoint
+from util.trained import load_mae
 
 
 class Cut(Exception):
@@ -102,17 +104,23 @@ def test_a_run_cut_before_its_first_checkpoint_starts_anew_and_says_so(pretrain,
         pretrain(tmp_path / "run", *STAGE_1)
     monkeypatch.undo()
     pretrain(tmp_path / "run", *STAGE_1)
-    assert "from scratch" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "from scratch" in out and "ended before its first checkpoint, after 1 epochs: it begins again" in out
     assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 4
 
 
 def test_a_checkpoint_of_an_earlier_version_is_not_continued(pretrain, tmp_path):
     pretrain(tmp_path / "run", *STAGE_1)
     state = load_checkpoint(tmp_path / "run" / "last.pth")
-    del state["progress"]["step"]
-    torch.save(state, tmp_path / "run" / "last.pth")
-    with pytest.raises(ValueError, match="is of an earlier version.*serve --finetune and --eval"):
-        pretrain(tmp_path / "run", *STAGE_1)
+    torch.save({**state, "format": "livt-1"}, tmp_path / "earlier.pth")
+    shutil.copy(tmp_path / "earlier.pth", tmp_path / "run" / "last.pth")
+    for out, more in (("run", []), ("new", ["--resume", tmp_path / "earlier.pth"])):
+        with pytest.raises(ValueError, match="is of an earlier version, which drew masks, .* serve --finetune and --eval"):
+            pretrain(tmp_path / out, *STAGE_1, *more)
+    # Its weights serve: with them another run begins, and an autoencoder is as it was.
+    pretrain(tmp_path / "next", *STAGE_1, "--epochs", 2, "--finetune", tmp_path / "earlier.pth")
+    weights = load_mae(tmp_path / "earlier.pth").model.state_dict()
+    assert all(torch.equal(weights[key], state["ema"][key]) for key in weights)
 
 
 def test_what_a_run_began_with_stays_in_its_record(pretrain, tmp_path, cut_after, monkeypatch):
@@ -135,7 +143,7 @@ def test_a_finished_run_gives_its_result_again_and_trains_nothing(finetune, tmp_
     assert (tmp_path / "run" / "log.jsonl").read_text() == log
 
 
-def test_a_run_whose_checkpoints_were_removed_does_not_begin_again_in_silence(pretrain, tmp_path, cut_after, capsys):
+def test_a_run_whose_checkpoints_were_removed_does_not_begin_again_in_silence(pretrain, tmp_path, cut_after):
     patch = cut_after(2)
     with pytest.raises(Cut):
         pretrain(tmp_path / "run", *STAGE_1)
@@ -146,9 +154,9 @@ def test_a_run_whose_checkpoints_were_removed_does_not_begin_again_in_silence(pr
     with pytest.raises(ValueError, match="has 2 epochs in its log.jsonl, and last.pth and previous.pth have been removed: put"):
         pretrain(tmp_path / "run", *STAGE_1)
     assert (tmp_path / "run" / "log.jsonl").read_text() == log
-    (tmp_path / "run" / "log.jsonl").write_text(log.splitlines(keepends=True)[0])
-    pretrain(tmp_path / "run", *STAGE_1)  # killed after the first line, before the save that follows it
-    assert "ended before its first checkpoint, after 1 epochs: it begins again" in capsys.readouterr().out
+    (tmp_path / "run" / "log.jsonl").unlink()  # that it has saved does not hang on its log
+    with pytest.raises(ValueError, match="last.pth and previous.pth have been removed: put"):
+        pretrain(tmp_path / "run", *STAGE_1)
 
 
 def test_the_same_command_goes_on_though_it_says_resume(pretrain, tmp_path, cut_after):

@@ -10,7 +10,7 @@ from torch import nn
 
 import main_finetune
 import main_pretrain
-from tests.checkpoints import write_classifier, write_mae
+from tests.checkpoints import write_again, write_classifier, write_mae
 from tests.conftest import DECODER, TINY
 from tests.foreign import WRITERS, as_bare, as_folder, as_published, as_safetensors, small, small_mae
 from tests.test_resume import Cut, cut_after  # noqa: F401 (a fixture)
@@ -96,7 +96,7 @@ def test_own_stage_1_goes_on_elsewhere_from_the_average_that_it_kept(tmp_path, c
         state = load_checkpoint(tmp_path / "last.pth")
         state["ema"] = {key: 2 * value if "blocks" in key else value for key, value in state["model"].items()}
         source.load_state_dict(state["ema"])
-        torch.save(state, tmp_path / "last.pth")
+        write_again(tmp_path / "last.pth", state)
     model, words, kept = started(tmp_path / "last.pth", *WRITTEN, "--std", .2, .2, .2, "--norm_pix_loss")
     model.patch_loss.norm_pix = False
     assert same_loss(model, source, (16, 24)) and kept == {"finetune_epochs": [7, 400]}
@@ -129,7 +129,7 @@ def test_a_classifier_brings_its_encoder_and_its_learned_positions(tmp_path, cap
         source = write_classifier(tmp_path / "w")
         source.pos_embed.data += 0.01
         state = load_checkpoint(tmp_path / "w")
-        torch.save({**state, "model": source.state_dict()}, tmp_path / "w")
+        write_again(tmp_path / "w", {**state, "model": source.state_dict()})
     elif kind == "timm":
         source = timm.create_model("vit_tiny_patch16_224", num_classes=5, img_size=16, patch_size=4, embed_dim=32, depth=2,
                                    num_heads=2).eval()

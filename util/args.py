@@ -179,7 +179,7 @@ def check_common(args) -> None:
     check_range(args, "hflip", 0, 1)
     check_range(args, "ema", 0, 1)
     if not 0 < args.dist_timeout < 1e7:
-        raise ValueError(f"--dist_timeout is in seconds, above 0, not {args.dist_timeout:g}")
+        raise ValueError(f"--dist_timeout is in seconds, above 0 and below 1e7 (116 days), not {args.dist_timeout:g}")
     if not all(0 <= beta < 1 for beta in args.opt_betas):
         raise ValueError(f"--opt_betas must lie in [0, 1), not {args.opt_betas}")
     for name in ("weight_decay", "min_lr", "lr", "blr", "warmup_lr", "clip_grad"):
@@ -218,12 +218,7 @@ def run_command(parser: Parser, main) -> None:
     """
     args = parser.parse_args()
     try:
-        main(args)
-        world().close()
-    except Stopped as stop:
-        print(stop, file=sys.stderr) if world().first else None
-        world().close()
-        sys.exit(SAVED)
+        code = to_the_end(main, args)
     except KeyboardInterrupt:
         print(LEFT, file=sys.stderr)
         world().fail(130, "stopped by Ctrl-C")
@@ -234,10 +229,23 @@ def run_command(parser: Parser, main) -> None:
             world().fail(1, f"{type(error).__name__}: {error}")
             raise
         earlier = world().fail(code, message)
-        if earlier and not isinstance(error, NonFiniteError):  # which all processes meet at once, and each can tell
+        if earlier and not isinstance(error, NonFiniteError | SaveError):  # which all meet at once, and each can tell
             code, message = earlier
         print(f"error: {message}", file=sys.stderr)
+    if code:
         sys.exit(code)
+
+
+def to_the_end(main, args) -> int:
+    """Call main(args), and leave together with the other processes: the exit code, 0 or SAVED."""
+    code = 0
+    try:
+        main(args)
+    except Stopped as stop:
+        print(stop, file=sys.stderr) if world().first else None
+        code = SAVED
+    world().close()
+    return code
 
 
 def outcome(error: Exception, args) -> tuple[int, str | None]:

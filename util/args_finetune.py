@@ -66,7 +66,9 @@ def check_finetune(args) -> None:
     if args.val_fraction is not None and "split" in args.given:
         raise ValueError(f"--val_fraction {args.val_fraction:g} scores a slice of the training images, so --split {args.split} "
                          "would do nothing: leave one of them out")
-    for name in ("drop_path", "reprob", "mixup_prob", "mixup_switch_prob", "smoothing", "color_jitter"):
+    if not 0 <= args.drop_path < 1:
+        raise ValueError(f"--drop_path takes 0 <= P < 1, not {args.drop_path:g}: at 1 the last block would always be dropped")
+    for name in ("reprob", "mixup_prob", "mixup_switch_prob", "smoothing", "color_jitter"):
         check_range(args, name, 0, 1)
     for name in ("mixup", "cutmix"):
         check_range(args, name, 0, float("inf"))

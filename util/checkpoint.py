@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import os
 import pickle
+import time
 import zipfile
 import zlib
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import BinaryIO
 
 import torch
 
-FORMAT = "livt-1"
+FORMAT = "livt-2"  # always with a digest
+EARLIER = "livt-1"  # of runs whose masks, dropped paths and erased pieces were drawn otherwise: only its weights serve
 MARK = b"livt-sha"
 COMMENT = len(MARK) + 32  # bytes of the zip comment
 KEYS = ("format", "stage", "model", "optimizer", "scaler", "ema", "progress", "rng", "args", "class_counts",
@@ -24,12 +26,14 @@ KEYS = ("format", "stage", "model", "optimizer", "scaler", "ema", "progress", "r
 class SaveError(RuntimeError):
     """Something of a run could not be written; what was there before is whole."""
 
-    def __init__(self, path: Path, error: Exception):
-        # torch's writer turns the disk's error into one of its own, which has the disk's as its context.
-        cause = error if isinstance(error, OSError) else error.__context__
-        reason = getattr(cause, "strerror", None) or str(error).splitlines()[0]
-        super().__init__(f"cannot write {path} ({reason}); the checkpoints that are there are whole: make room, or mend the "
-                         "permissions, and start the same command again to go on from them")
+
+def save_error(path: Path, error: Exception) -> SaveError:
+    """The SaveError of `path`, which `error` has kept from being written."""
+    # torch's writer turns the disk's error into one of its own, which has the disk's as its context.
+    cause = error if isinstance(error, OSError) else error.__context__
+    reason = getattr(cause, "strerror", None) or str(error).splitlines()[0]
+    return SaveError(f"cannot write {path} ({reason}); the checkpoints that are there are whole: make room, or mend the "
+                     "permissions, and start the same command again to go on from them")
 
 
 @contextlib.contextmanager
@@ -38,7 +42,7 @@ def writing(path: Path):
     try:
         yield
     except OSError as error:
-        raise SaveError(path, error) from None
+        raise save_error(path, error) from None
 
 
 class DamagedCheckpoint(ValueError):
@@ -63,7 +67,7 @@ def save_checkpoint(path: Path | str, state: dict) -> None:
     except (OSError, RuntimeError) as error:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
-        raise SaveError(path, error) from None
+        raise save_error(path, error) from None
 
 
 def previous_of(path: Path) -> Path:
@@ -142,13 +146,13 @@ def digest_agrees(path: Path) -> bool | None:
     return sha256.digest() == digest and length == COMMENT.to_bytes(2, "little")
 
 
-def check_bytes(path: Path) -> None:
+def check_bytes(path: Path) -> bool:
     """Compare every byte of a torch file with the SHA-256 at its end, or where others have written it with the CRC-32 sums in
-    it. DamagedCheckpoint for a difference.
+    it. DamagedCheckpoint for a difference; else whether it was the SHA-256.
 
     torch.load itself looks at neither, and takes flipped bits for weights. The sums do not cover the zip's own directory.
     """
-    wrong = None
+    wrong = agrees = None
     try:
         agrees = digest_agrees(path)
         if agrees is False:
@@ -160,6 +164,7 @@ def check_bytes(path: Path) -> None:
         wrong = str(error)
     if wrong:
         raise DamagedCheckpoint(f"{path} is damaged (its checksum differs at {wrong}): use another copy, or start without it")
+    return bool(agrees)
 
 
 def load_checkpoint(path: Path | str, stage: str | None = None) -> dict:
@@ -176,9 +181,11 @@ def load_checkpoint(path: Path | str, stage: str | None = None) -> dict:
 
 
 def check_readable(path: Path) -> None:
-    """ValueError where there is no file to read; DamagedCheckpoint for a folder."""
+    """ValueError where there is no file to read; DamagedCheckpoint for a folder, a pipe or a socket."""
     if path.is_dir():
         raise DamagedCheckpoint(f"no checkpoint at {path}, which is a folder: give the path of a last.pth")
+    if path.exists() and not path.is_file():
+        raise DamagedCheckpoint(f"no checkpoint at {path}, which is a pipe, a socket or a device: give the path of a last.pth")
     if not path.is_file():
         raise ValueError(f"no checkpoint at {path}: give the path of a last.pth")
     try:
@@ -193,10 +200,10 @@ def read_torch(path: Path, allowed: tuple[type, ...] = ()):
     Raises as `load_checkpoint`.
     """
     check_readable(path)
-    check_bytes(path)
+    agrees = check_bytes(path)
     try:
         with torch.serialization.safe_globals(list(allowed)):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise DamagedCheckpoint(f"{path} is refused: it is no torch file, or holds more than tensors and plain values, which "
                          "could run code when opened") from None
@@ -204,11 +211,44 @@ def read_torch(path: Path, allowed: tuple[type, ...] = ()):
         reason = f"{type(error).__name__}: {str(error).strip()}".split("\n")[0].rstrip(": ")
         raise DamagedCheckpoint(f"{path} is damaged or no checkpoint ({reason}): use another copy, or start without "
                          "it") from None
+    if isinstance(state, dict) and state.get("format") == FORMAT and not agrees:
+        raise DamagedCheckpoint(f"{path} is damaged (its format, {FORMAT!r}, has a SHA-256 at its end, and there is none): use "
+                                "another copy, or start without it")
+    return state
+
+
+def is_own(state) -> bool:
+    """Whether a torch file's content is a checkpoint of this project, of this version or an earlier one."""
+    return isinstance(state, dict) and state.get("format") in (FORMAT, EARLIER)
+
+
+def newest(last: Path, stage: str) -> tuple[Path, dict, str | None]:
+    """A run's newest checkpoint that is whole: (path, state, a warning where that is not the last one written).
+
+    A damaged last.pth is put aside. Raises ValueError where none is whole, and where the folder refuses that.
+    """
+    previous = previous_of(last)
+    if not last.exists():  # a kill between two renames leaves this behind
+        return previous, load_checkpoint(previous, stage), None
+    try:
+        return last, load_checkpoint(last, stage), None
+    except DamagedCheckpoint as error:
+        try:
+            state = load_checkpoint(previous, stage)
+        except ValueError:
+            raise error from None
+        aside = last.with_name(f"damaged-{int(time.time())}.pth")
+        try:
+            os.replace(last, aside)
+        except OSError as refused:
+            raise ValueError(f"{error}; {previous} is whole, but the folder does not let {last.name} be renamed "
+                             f"({refused.strerror}): mend the folder's permissions") from None
+        return previous, state, f"warning: {error}. It is now {aside.name}, and the run goes on from {previous}"
 
 
 def check_format(path: Path, state, stage: str | None) -> None:
     """Raise ValueError unless `state` is a checkpoint of this project and of `stage`."""
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if not is_own(state):
         found = state.get("format", f"the keys {', '.join(map(str, list(state)[:3]))}") if isinstance(state, dict) \
             else type(state).__name__
         raise DamagedCheckpoint(f"{path} is no checkpoint of this project: expected format {FORMAT!r}, found {found!r}")

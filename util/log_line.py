@@ -1,4 +1,6 @@
-"""The line that is printed after an epoch."""
+"""The line that is printed after an epoch, and the lines of log.jsonl."""
+import json
+from pathlib import Path
 
 
 def log_line(record: dict) -> str:
@@ -18,3 +20,21 @@ def log_line(record: dict) -> str:
         line += "  | " + "  ".join(f"{key} {number(record['eval'][key], '.1f')}" for key in
                                    ("overall", "many", "medium", "few"))
     return line
+
+
+def read_lines(path: Path) -> list[bytes]:
+    """The lines of a log.jsonl as they are, ends included; none where there is no file. ValueError where it cannot be read."""
+    try:
+        return path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    except OSError as error:
+        raise ValueError(f"cannot read {path} ({error.strerror}): mend its permissions, or give another --output_dir") from None
+
+
+def whole_lines(lines: list[bytes], epoch: int) -> list[bytes]:
+    """Those that are whole records of epochs before `epoch`: a damaged disk leaves others."""
+    def is_whole(line: bytes) -> bool:
+        try:
+            return line.endswith(b"\n") and json.loads(line)["epoch"] < epoch
+        except (ValueError, KeyError, TypeError):
+            return False
+    return [line for line in lines if is_whole(line)]

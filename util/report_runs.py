@@ -15,7 +15,7 @@ from util.metrics import evaluate_logits
 from util.metrics_command import differences, short_name
 from util.predictions import Predictions, read_json, read_predictions
 from util.report_text import clean
-from util.run import MAY_CHANGE
+from util.same_run import MAY_CHANGE
 
 HINT = "give the --output_dir of a run of main_pretrain.py or main_finetune.py"
 # What tells two runs of one setting apart. Other images under the same flags are told by their hash.

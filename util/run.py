@@ -13,7 +13,6 @@ import json
 import os
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +20,13 @@ import torch
 from tqdm import tqdm
 
 from datasets.skipping import SkipUnreadable
-from util.checkpoint import DamagedCheckpoint, load_checkpoint, previous_of, replace_file, writing
+from util.checkpoint import FORMAT, load_checkpoint, newest, previous_of, replace_file, writing
 from util.distributed import world
-from util.log_line import log_line
+from util.log_line import log_line, read_lines, whole_lines
 from util.provenance import git_revision, slurm_job, versions
+from util.same_run import same_file, settings_difference
 
 RUN_FILES = ("args.json", "log.jsonl", "last.pth", "previous.pth", "metrics.json", "predictions.npz")
-# Flags that say where and how a run works, not what it computes: they may change when it is continued.
-MAY_CHANGE = {"output_dir", "resume", "device", "num_workers", "log_every", "save_every", "save_steps", "data_path",
-              "max_bad_steps", "skip_bad_images", "grad_checkpointing", "compile", "dist_timeout"}
 
 
 def say(message: str) -> None:
@@ -41,19 +38,6 @@ def say(message: str) -> None:
 def progress(iterable, total: int, what: str):
     """A progress bar on a terminal, nothing in a file."""
     return tqdm(iterable, total=total, desc=what, leave=False, disable=not (world().first and sys.stderr.isatty()))
-
-
-def settings_difference(now: dict, then: dict) -> list[str]:
-    """The settings that a continued run must keep and that differ, each as `--flag now (then there)`."""
-    # A flag that the other run's version did not know has no value to differ from.
-    names = sorted((set(now) & set(then)) - MAY_CHANGE)
-    return [f"--{name} {now[name]} ({then[name]} there)" for name in names
-            if now[name] != then[name] and not (name == "finetune" and same_file(now[name], then[name]))]
-
-
-def same_file(one: str | None, other: str | None) -> bool:
-    """Whether two paths name one file, however they are written."""
-    return None not in (one, other) and Path(one).resolve() == Path(other).resolve()
 
 
 def write_file(path: Path, write) -> None:
@@ -69,8 +53,10 @@ class RunFolder:
         self.path = Path(path)
         self.last = self.path / "last.pth"
         self.figures = self.path / "figures"
+        self.working_dir = os.getcwd()  # to which the flags' relative paths belong
         self._tensorboard = None
         self._first_epoch = 0
+        self._saved = False  # whether args.json says so
         self.lines = 0  # of log.jsonl, known to the process that writes it
 
     def find_start(self, stage: str, settings: dict, resume: str | None) -> tuple[dict | None, str]:
@@ -92,19 +78,20 @@ class RunFolder:
 
     def _find_start(self, stage: str, settings: dict, resume: str | None) -> tuple[Path | None, dict | None, str]:
         """(file, checkpoint, words), as this process sees the folder."""
+        self._check_kinds()
         here = self.has_checkpoint()
-        if here and resume and not same_file(resume, self.last) and not same_file(resume, self.began_with("resume")):
+        if here and resume and not same_file(resume, self.last) and not self.began_with("resume", resume):
             raise ValueError(f"{self.path} already holds a last.pth, so --resume {resume} would overwrite another run: "
                              "give another --output_dir, or leave --resume out to continue the run that is there")
-        source, state = self._newest(stage) if here else (resume and Path(resume), None)
+        source, state = self.newest(stage) if here else (resume and Path(resume), None)
         if source is None:
             self._check_unfinished(settings)
             return None, None, "from scratch"
         state = state or load_checkpoint(source, stage)
-        if "step" not in state["progress"]:
-            raise ValueError(f"{source} is of an earlier version, which did not keep all that a run needs to go on: its "
-                             "weights serve --finetune and --eval; give another --output_dir")
-        different = settings_difference(settings, state["args"])
+        if state["format"] != FORMAT:
+            raise ValueError(f"{source} is of an earlier version, which drew masks, dropped paths and erased pieces otherwise, "
+                             "so its run cannot go on: its weights serve --finetune and --eval; give another --output_dir")
+        different = settings_difference(settings, state["args"], state["progress"]["working_dir"])
         if different:
             whose = f"{self.path} holds another run" if here else f"{source} is of another run"
             raise ValueError(f"{whose}: {', '.join(different)}: use the settings that are there, or another --output_dir")
@@ -119,10 +106,10 @@ class RunFolder:
         """Whether there is something here to go on from."""
         return self.last.exists() or previous_of(self.last).exists()
 
-    def began_with(self, flag: str) -> str | None:
-        """A flag's value as this folder's run began with it: the same command goes on with what is here."""
+    def began_with(self, flag: str, path: str) -> bool:
+        """Whether this folder's run began with that file as a flag: the same command goes on with what is here."""
         record = self._record()
-        return record["args"].get(flag) if record else None
+        return record is not None and same_file(path, record["args"].get(flag), record.get("working_dir", ""))
 
     def _record(self) -> dict | None:
         """args.json, None where there is none that can be read."""
@@ -132,25 +119,21 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def _newest(self, stage: str) -> tuple[Path, dict]:
-        """This folder's newest checkpoint that is whole, (path, state). A damaged last.pth is told of and put aside.
+    def newest(self, stage: str) -> tuple[Path, dict]:
+        """(path, state) of the folder's newest checkpoint that is whole. A line warns of a damaged one. ValueError for none."""
+        path, state, warning = newest(self.last, stage)
+        if warning:
+            say(warning)
+        return path, state
 
-        Raises ValueError where none is whole.
-        """
-        previous = previous_of(self.last)
-        if not self.last.exists():  # a kill between two renames leaves this behind
-            return previous, load_checkpoint(previous, stage)
-        try:
-            return self.last, load_checkpoint(self.last, stage)
-        except DamagedCheckpoint as error:
-            try:
-                state = load_checkpoint(previous, stage)
-            except ValueError:
-                raise error from None
-            aside = self.last.with_name(f"damaged-{int(time.time())}.pth")
-            os.replace(self.last, aside)
-            say(f"warning: {error}. It is now {aside.name}, and the run goes on from {previous}")
-            return previous, state
+    def _check_kinds(self) -> None:
+        """ValueError where no file stands in the place of one that the run writes, or no folder in that of its figures."""
+        files = [self.path / name for name in RUN_FILES if name != "last.pth"]  # which may be anything, and is put aside
+        wrong = [f"{path} is no file" for path in files if path.exists() and not path.is_file()]
+        if self.figures.exists() and not self.figures.is_dir():
+            wrong.append(f"{self.figures} is no folder")
+        if wrong:
+            raise ValueError(f"{wrong[0]}, and a run writes there: move it away, or give another --output_dir")
 
     def _check_unfinished(self, settings: dict) -> None:
         """Without a last.pth the folder may hold the beginning of this very run, before its first save, and no other run."""
@@ -158,19 +141,29 @@ class RunFolder:
         if not found:
             return
         record = self._record()
-        different = settings_difference(settings, record["args"]) if record else ["no readable args.json"]
+        different = (settings_difference(settings, record["args"], record.get("working_dir", "")) if record else
+                     ["no readable args.json"])
         if different or "metrics.json" in found:
             raise ValueError(f"{self.path} holds another run ({', '.join(found)}) and no last.pth to continue "
                              f"({'; '.join(different)}): give another --output_dir")
-        lines = len((self.path / "log.jsonl").read_text().splitlines()) if "log.jsonl" in found else 0
-        if lines > record["args"].get("save_every", 1):
+        lines = len(read_lines(self.path / "log.jsonl"))
+        # An earlier version kept no record of its saves, one of which followed so many epochs.
+        if record.get("saved", lines > record["args"].get("save_every", 1)):
             raise ValueError(f"{self.path} has {lines} epochs in its log.jsonl, and last.pth and previous.pth have been "
                              "removed: put one back, or to begin again give another --output_dir")
         if lines:
             say(f"note: {self.path} holds a run that ended before its first checkpoint, after {lines} epochs: it begins again")
 
+    def note_save(self) -> None:
+        """Keep in args.json that the run has written a checkpoint here, which can only be missing if it was removed."""
+        record = None if self._saved else self._record()
+        if record and not record.get("saved"):
+            self.write_json("args.json", {**record, "saved": True})
+        self._saved = True
+
     def check_empty(self) -> None:
-        """Raise ValueError where the folder holds a run already."""
+        """Raise ValueError where the folder holds a run already, or something else where one writes."""
+        self._check_kinds()
         found = [name for name in RUN_FILES if (self.path / name).exists()]
         if found:
             raise ValueError(f"{self.path} already holds {', '.join(found)}: give another --output_dir")
@@ -192,9 +185,9 @@ class RunFolder:
         self.check_writable()
         self.figures.mkdir(exist_ok=True)
         record = {"args": settings, **derived, "git": git_revision(), "versions": versions(),
-                  "slurm_job": slurm_job(), "continued": []}
+                  "slurm_job": slurm_job(), "working_dir": self.working_dir, "continued": []}
         begun = self._record()
-        continued = self.has_checkpoint()
+        continued = record["saved"] = self.has_checkpoint()
         if continued and begun is None:
             say(f"warning: {self.path / 'args.json'} is missing or cannot be read: it is written as of now")
         if continued and begun:
@@ -212,11 +205,15 @@ class RunFolder:
             return
         self.close()
         log, self._first_epoch = self.path / "log.jsonl", epoch
-        kept = log.read_text().splitlines(keepends=True)[:lines] if log.exists() else []
-        if len(kept) < lines:
-            say(f"warning: {log} has {len(kept)} of the {lines} lines that the checkpoint has seen: the others are lost")
+        seen = read_lines(log)[:lines]
+        kept = whole_lines(seen, epoch)
+        if len(kept) < len(seen):
+            say(f"warning: {len(seen) - len(kept)} of the {len(seen)} lines of {log} dropped: no record of an epoch before "
+                f"{epoch}")
+        if len(seen) < lines:
+            say(f"warning: {log} has {len(seen)} of the {lines} lines that the checkpoint has seen: the others are lost")
         self.lines = len(kept)
-        write_file(log, lambda file: file.write("".join(kept).encode()))
+        write_file(log, lambda file: file.write(b"".join(kept)))
 
     @property
     def tensorboard(self):

@@ -6,7 +6,7 @@ import numpy as np
 
 from datasets.paths import printable
 from util import signals
-from util.checkpoint import load_checkpoint, previous_of, save_checkpoint
+from util.checkpoint import SaveError, load_checkpoint, save_checkpoint
 from util.distributed import World
 from util.lr import Schedule
 from util.run import RunFolder, say, write_file
@@ -48,7 +48,8 @@ class Session:
         progress = {"epoch": self.epoch, "step": self.step, "data_hash": self.images.data_hash, "went_back": self.went_back,
                     "group_counts": self.images.group_counts.tolist(), "effective_batch_size": self.plan.effective_batch_size,
                     "processes": self.world.size, "readers": getattr(self.batches, "readers", None),
-                    "log_lines": self.run.lines, "bad_images": getattr(self.images, "found", [])}
+                    "log_lines": self.run.lines, "working_dir": self.run.working_dir,
+                    "bad_images": getattr(self.images, "found", [])}
         if self.world.first:
             stepper = self.stepper
             save_checkpoint(self.run.last, {
@@ -56,6 +57,7 @@ class Session:
                 "scaler": stepper.state_dict(), "ema": stepper.ema.module.state_dict() if stepper.ema else None,
                 "progress": progress, "rng": rng_state(), "args": self.args,
                 "class_counts": self.images.class_counts.tolist(), "class_names": self.images.class_names})
+            self.run.note_save()
 
     def restore(self, state: dict | None) -> None:
         """Put a checkpoint into model, optimiser and position; None leaves them at the beginning."""
@@ -81,8 +83,7 @@ class Session:
         self.epoch, self.step, self.went_back = progress["epoch"], progress["step"], progress["went_back"]
         self._saved = self.epoch, self.step
         # A run that goes on in another folder begins a log of its own there.
-        here = self.run.last.exists() or previous_of(self.run.last).exists()
-        self.log_lines = progress["log_lines"] if here else 0
+        self.log_lines = progress["log_lines"] if self.run.has_checkpoint() else 0
 
     def train(self, epochs: int, train_epoch: Callable[[int, int, Callable], dict],
               finish: Callable[[int, dict], dict]) -> None:
@@ -120,12 +121,19 @@ class Session:
         return not self.stepper.bad_in_row.item()
 
     def listen(self) -> None:
-        """Save and raise Stopped where any process was asked to stop."""
+        """Save and raise Stopped where any process was asked to stop; SaveError in all of them where that has failed."""
         number = self.world.agree(signals.received())
         if not number:
             return
+        failed = None
         if self._saved != (self.epoch, self.step):
-            self.save()
+            try:
+                self.save()
+            except SaveError as error:
+                failed = error
+        # Only the first process writes, and none of them may say "saved" before it has.
+        if failed := self.world.from_first(failed):
+            raise failed
         raise signals.Stopped(f"{signals.signal.Signals(number).name}: saved {self.run.last} after epoch {self.epoch} and "
                               f"{self.step} steps; the same command goes on from there", number)
 
@@ -135,19 +143,28 @@ class Session:
         words = (f"{error}; the row began with step {step} of epoch {epoch}, lr "
                  f"{self.schedule.at(epoch + step / self.plan.steps_per_epoch):.3g}, {self.named_samples(epoch, step)}")
         advice = "lower --blr, set --clip_grad 1, or use --amp off"
-        there = self.world.from_first(self.run.last.exists() or previous_of(self.run.last).exists())
-        if self.went_back or not there:
-            why = "it had gone back to its last checkpoint before" if self.went_back else "there is no checkpoint to go back to"
+        state, why = (None, "it had gone back to its last checkpoint before") if self.went_back else self.last_checkpoint()
+        if state is None:
             raise NonFiniteError(f"{words}; the weights are those before it, and {why}: {advice}") from None
-        # Every process reads it itself, after the first has finished writing it.
-        self.world.agree(0)
-        self.restore(load_checkpoint(self.run.last if self.run.last.exists() else previous_of(self.run.last), self.stage))
+        self.restore(state)
         self.stepper.forget_bad_row()
         self.went_back = True
         self.run.cut_log(self.log_lines, self.epoch)
         self.save()  # that it has gone back: a run that is killed now must not do it again
         say(f"warning: {words}. Going back, once, to the checkpoint after epoch {self.epoch} and {self.step} steps; if it "
             f"happens again: {advice}")
+
+    def last_checkpoint(self) -> tuple[dict | None, str]:
+        """The run's newest checkpoint that is whole, the same on all processes; None, and words that say why there is none."""
+        source, state, why = None, None, "there is no checkpoint to go back to"
+        if self.world.first and self.run.has_checkpoint():
+            try:
+                source, state = self.run.newest(self.stage)
+            except ValueError as error:
+                why = f"it cannot go back: {error}"
+        # Every process reads it itself, once the first has found it.
+        source, why = self.world.from_first((source, why))
+        return state or (source and load_checkpoint(source, self.stage)), why
 
     def named_samples(self, epoch: int, step: int) -> str:
         """The images of a step, in words."""

@@ -10,7 +10,7 @@ from models_vit import MODELS, check_head_count, load_autoencoder, load_encoder,
 from util.args_finetune import LOSS_SETTINGS
 from util.checkpoint import check_stage
 from util.losses import LOSSES
-from util.run import RunFolder, same_file, say
+from util.run import RunFolder, say
 from util.setup import load_images, resolved
 from util.weights import Weights, by_official_ids, open_weights, tell
 
@@ -40,7 +40,7 @@ def weights_alone(args, run: RunFolder) -> str | None:
     if not args.resume:
         return None
     if run.has_checkpoint():  # whatever has become of the file
-        again = all(same_file(args.resume, run.began_with(flag)) for flag in ("resume", "finetune"))
+        again = all(run.began_with(flag, args.resume) for flag in ("resume", "finetune"))
         return "those that it began with" if again else None
     weights = open_weights(args.resume)
     if weights.checkpoint and "format" in weights.checkpoint:

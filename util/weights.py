@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from models_mae import as_pair
-from util.checkpoint import FORMAT, DamagedCheckpoint, check_format, check_readable, read_torch, trained_weights
+from util.checkpoint import DamagedCheckpoint, check_format, check_readable, is_own, read_torch, trained_weights
 from util.run import say
 from util.weights_config import exported, heads_of, read_object, size_of, statistics_of
 from util.weights_hf import from_hf, is_hf
@@ -62,7 +62,7 @@ def plain_tensors(state) -> Tensors | None:
 
 def own(state) -> Tensors | None:
     """This project's checkpoints, by their format: the moving average where the run kept one; {} of one that is not whole."""
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if not is_own(state):
         return None
     return trained_weights(state) if {"ema", "model"} <= state.keys() else {}
 
