@@ -38,7 +38,7 @@ def plain(value):
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """What differs between two finished runs, to the bit; times aside."""
+    """What differs between two finished runs, to the bit; times and the folder they were started in aside."""
     found = []
     a, b = (load_checkpoint(run / "last.pth") for run in (one, other))
     found += [f"weight {key}" for key in a["model"] if not torch.equal(a["model"][key], b["model"][key])]
@@ -47,7 +47,7 @@ def differences(one: Path, other: Path) -> list[str]:
     for state in (a, b):
         # Each DataLoader that starts draws its workers' seed from torch's generator, one more after a cut within an epoch;
         # no image depends on it.
-        del state["scaler"]["clock"], state["rng"]["torch"]
+        del state["scaler"]["clock"], state["rng"]["torch"], state["progress"]["working_dir"]
     found += [key for key in ("ema", "scaler", "progress", "rng") if repr(plain(a[key])) != repr(plain(b[key]))]
     logs = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in (one, other)]
     timeless = [[{key: value for key, value in line.items() if key not in TIMES} for line in log] for log in logs]
