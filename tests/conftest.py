@@ -28,6 +28,16 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="module")
+def no_pictures():
+    """For modules whose tests compare weights: drawing would take most of their time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(main_pretrain, "show_reconstructions", lambda *_: None)
+        patch.setattr(main_finetune, "write_results", lambda *_: None)
+        patch.setattr("util.figures.training_curves", lambda *_: None)
+        yield
+
+
 @pytest.fixture
 def nobody(tmp_path, monkeypatch):
     """Within the test's folder, with the rights of another user: root may read everything."""

@@ -5,25 +5,14 @@ import pytest
 import torch
 from timm.data.mixup import Mixup
 
-import main_finetune
-import main_pretrain
 from engine_finetune import Targets
 from util import args_finetune
 from util.checkpoint import load_checkpoint
 from util.losses import LOSSES
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 BASE = ["--epochs", 1, "--warmup_epochs", 0, "--mixup", .8, "--cutmix", 1, "--clip_grad", 5, "--head_bias", "prior",
         "--loss", "bal_bce", "--recount", 2]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_pictures():
-    """The weights are what is compared here; drawing would take most of the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(main_finetune, "write_results", lambda *_: None)
-        patch.setattr(main_pretrain, "show_reconstructions", lambda *_: None)
-        patch.setattr("util.figures.training_curves", lambda *_: None)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import main_finetune
 import main_pretrain
 from tests.checkpoints import write_again, write_classifier, write_mae
 from tests.conftest import DECODER, TINY
@@ -17,6 +16,7 @@ from tests.test_resume import Cut, cut_after  # noqa: F401 (a fixture)
 from util.checkpoint import load_checkpoint
 from util.start import start_autoencoder
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 MODEL = ["--model", "mae_vit_tiny_patch16"]
 SHAPE = ["--dataset", "folder", "--mean", ".3", ".3", ".3", "--std", ".2", ".2", ".2", *MODEL, *TINY, *DECODER]
 # The shapes that tests.checkpoints writes: 16 x 24 pixels.
@@ -26,16 +26,6 @@ WRITTEN = ["--input_size", 16, 24, "--embed_dim", 16, "--decoder_embed_dim", 8, 
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_pictures():
-    """Drawing would take most of the time here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(main_pretrain, "show_reconstructions", lambda *_: None)
-        patch.setattr(main_finetune, "write_results", lambda *_: None)
-        patch.setattr("util.figures.training_curves", lambda *_: None)
-        yield
 
 
 def started(path, *flags, shape=SHAPE):
