@@ -1,18 +1,23 @@
-"""How training scales over processes: `python -m benchmarks.processes` prints images a second of both stages, and the ratio.
+"""How training scales over processes: `python -m benchmarks.processes` prints images a second of both stages, and ratios.
 
-One process and `--processes` of them (torchrun), every process with one thread and the same batch, take turns round after
-round. A figure is the median over the rounds of the median over a run's epochs but the first; the ratio is of those. The model
-is the demo's. With its own batch of 64 images a step takes some 35 ms of a core, and what the processes exchange in each step,
-and their waiting for the slower one, weighs more than in any real run. So a step is four micro-batches of 280 by default, some
-.4 s, and no process is idle at the end of an epoch: the 4,479 images are sixteen such micro-batches.
+One process, `--processes` of them that train together (torchrun), and as many that train apart and exchange nothing take turns
+round after round, every process with one thread and the same batch. A run counts by the median of its epochs but the first;
+figures are medians over the rounds, ratios medians of the rounds' own, with their quartiles. Beside them stands the fastest
+epoch of all rounds, what is left when nothing else disturbs: a step of several processes waits for the slowest of them, so
+that a core which is taken away for a moment stops them all, but only itself where they train apart.
+
+The model is the demo's. With steps as short as the demo's, what the processes exchange and their waiting for each other weigh
+more than in any real run. So a step is four micro-batches of 280 by default, some .4 s, and no process is idle at the end of
+an epoch: the 4,479 images are sixteen such micro-batches.
 """
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+import numpy as np
 
 from util.args import PROJECT, Parser, run_command
 
@@ -20,28 +25,46 @@ STAGES = {"pretrain": ["@recipes/embedded/pretrain.args"],
           "finetune": ["@recipes/embedded/finetune.args", "--eval_every", "99"]}
 
 
-def images_per_second(stage: str, processes: int, batch_size: int, accum_iter: int, epochs: int, folder: Path) -> float:
-    """One run of a stage: the median over its epochs, the first one left out. Raises ValueError where the run fails."""
-    out = folder / f"{stage}-{processes}-{len(list(folder.iterdir()))}"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes),
-               f"main_{stage}.py", *STAGES[stage], "--epochs", str(epochs), "--warmup_epochs", "0", "--batch_size",
-               str(batch_size), "--accum_iter", str(accum_iter), "--output_dir", str(out)]
-    done = subprocess.run(command, cwd=PROJECT, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    if done.returncode:
-        raise ValueError(f"main_{stage}.py on {processes} processes ended with exit code {done.returncode} and says above "
-                         "why; a smaller --batch_size needs less memory")
-    records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return statistics.median(record["images_per_second"] for record in records[1:])
+def run_epochs(stage: str, together: int, apart: int, args, folder: Path) -> np.ndarray:
+    """(apart, epochs - 1) images a second of `apart` runs at once, each of `together` processes; no first epochs.
+
+    Raises ValueError where a run fails.
+    """
+    outs = [folder / f"{len(list(folder.iterdir()))}-{index}" for index in range(apart)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(together),
+               f"main_{stage}.py", *STAGES[stage], "--epochs", str(args.epochs), "--warmup_epochs", "0", "--batch_size",
+               str(args.batch_size), "--accum_iter", str(args.accum_iter), "--output_dir"]
+    runs = [subprocess.Popen([*command, str(out)], cwd=PROJECT, stdout=subprocess.DEVNULL,
+                             env={**os.environ, "OMP_NUM_THREADS": "1"}) for out in outs]
+    for code in [run.wait() for run in runs]:
+        if code:
+            raise ValueError(f"main_{stage}.py on {together} processes ended with exit code {code} and says above why; a "
+                             "smaller --batch_size needs less memory")
+    return np.array([[json.loads(line)["images_per_second"] for line in (out / "log.jsonl").read_text().splitlines()][1:]
+                     for out in outs])
+
+
+def lines(rounds: dict[str, list[np.ndarray]]) -> list[str]:
+    """The table of a stage: {who: its runs' epochs, a (runs, epochs) array a round}, the first of them being one process."""
+    of_rounds = {who: np.array([np.median(runs, axis=1).sum() for runs in found]) for who, found in rounds.items()}
+    fastest = {who: np.max(found, axis=(0, 2)).sum() for who, found in rounds.items()}
+    first = next(iter(rounds))
+    found = []
+    for who, speeds in of_rounds.items():
+        low, ratio, high = np.quantile(speeds / of_rounds[first], (0.25, 0.5, 0.75))
+        found.append(f"  {who:12}{np.median(speeds):8.0f}{ratio:8.2f}{f'{low:.2f} - {high:.2f}':>14}{fastest[who]:14.0f}"
+                     f"{fastest[who] / fastest[first]:8.2f}")
+    return found
 
 
 def get_args_parser() -> Parser:
     """The command's flags."""
     parser = Parser(__doc__.splitlines()[0])
-    parser.add_argument("--processes", type=int, default=2, metavar="N", help="that stand beside one")
+    parser.add_argument("--processes", type=int, default=2, metavar="N", help="that train together")
     parser.add_argument("--batch_size", type=int, default=280, metavar="N", help="of a process and micro-batch")
     parser.add_argument("--accum_iter", type=int, default=4, metavar="N", help="micro-batches of a process in a step")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N")
-    parser.add_argument("--epochs", type=int, default=14, metavar="N", help="of a run; the first one does not count")
+    parser.add_argument("--rounds", type=int, default=7, metavar="N")
+    parser.add_argument("--epochs", type=int, default=7, metavar="N", help="of a run; the first one does not count")
     return parser
 
 
@@ -51,16 +74,16 @@ def main(args) -> None:
     for name, value in least.items():
         if getattr(args, name) < value:
             raise ValueError(f"--{name} must be at least {value}, not {getattr(args, name)}")
-    print(f"{'stage':10} {'1 process':>12} {f'{args.processes} processes':>12} {'ratio':>6}   images a second")
+    n = args.processes
+    kinds = {"1 process": (1, 1), f"{n} together": (n, 1), f"{n} apart": (1, n)}
+    print(f"images a second  median   ratio     quartiles fastest epoch   ratio   ({args.rounds} rounds)")
     for stage in STAGES:
-        found = {1: [], args.processes: []}
+        rounds = {who: [] for who in kinds}
         with tempfile.TemporaryDirectory() as folder:
             for _ in range(args.rounds):
-                for processes, values in found.items():
-                    values.append(images_per_second(stage, processes, args.batch_size, args.accum_iter, args.epochs,
-                                                    Path(folder)))
-        one, several = (statistics.median(values) for values in found.values())
-        print(f"{stage:10} {one:12.0f} {several:12.0f} {several / one:6.2f}   rounds {found}", flush=True)
+                for who, (together, apart) in kinds.items():
+                    rounds[who].append(run_epochs(stage, together, apart, args, Path(folder)))
+        print("\n".join([stage, *lines(rounds)]), flush=True)
 
 
 if __name__ == "__main__":

@@ -244,18 +244,25 @@ def test_the_table_of_where_time_goes(monkeypatch, capsys):
 
 
 def test_the_table_of_processes(monkeypatch, capsys):
-    """Runs that write what a run would: 1000 images a second a process, and a slow first epoch."""
-    def ran(command, **_):
+    """Runs that write what a run would: a slow first epoch, then 1000 images a second of one, 2400 of three together, 900 of
+    each that trains apart, half of all that in the second round (ratios are of a round's own), and one epoch of twice that."""
+    def started(command, **_):
         count, out = int(command[command.index("--nproc_per_node") + 1]), Path(command[command.index("--output_dir") + 1])
         out.mkdir()
-        speeds = 1, 1000 * count, 1000 * count
-        (out / "log.jsonl").write_text("\n".join(json.dumps({"images_per_second": speed}) for speed in speeds))
-        return SimpleNamespace(returncode=fails)
+        index = int(out.name.split("-")[0])                                         # five folders a round
+        speed = {0: 1000, 1: 2400, 2: 900}[index % 5] / (1 + index // 5)
+        assert count == (3 if index % 5 == 1 else 1)
+        speeds = 1, speed, speed, 2 * speed if index % 5 == 1 else speed
+        (out / "log.jsonl").write_text("\n".join(json.dumps({"images_per_second": value}) for value in speeds))
+        return SimpleNamespace(wait=lambda: fails)
     fails = 0
-    monkeypatch.setattr(processes.subprocess, "run", ran)
-    run(monkeypatch, processes, "--processes", "3", "--rounds", "1", "--epochs", "3")
-    assert [line.split()[:4] for line in capsys.readouterr().out.splitlines()[1:]] \
-        == [["pretrain", "1000", "3000", "3.00"], ["finetune", "1000", "3000", "3.00"]]
+    monkeypatch.setattr(processes.subprocess, "Popen", started)
+    run(monkeypatch, processes, "--processes", "3", "--rounds", "2", "--epochs", "4")
+    table = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    rows = [["1", "process", "750", "1.00", "1.00", "-", "1.00", "1000", "1.00"],
+            ["3", "together", "1800", "2.40", "2.40", "-", "2.40", "4800", "4.80"],
+            ["3", "apart", "2025", "2.70", "2.70", "-", "2.70", "2700", "2.70"]]
+    assert table == [["pretrain"], *rows, ["finetune"], *rows]
     fails = 2
     for flags, words in (([], "main_pretrain.py on 1 processes ended with exit code 2"), (["--epochs", "1"], "at least 2")):
         with pytest.raises(SystemExit) as end:
