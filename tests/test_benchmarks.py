@@ -1,16 +1,14 @@
 """The benchmarks: what they count and compare, that each prints its table, and their mistakes, in one line each."""
 import importlib
-import json
 import re
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import attention, processes, profile, step, step_cases, step_memory
+from benchmarks import attention, profile, step, step_cases, step_memory
 from benchmarks.step_cases import COMPILED, OURS, PLAIN, Case, Size, step_flops
 from tests.processes import NoFigures
 from util.args import PROJECT, run_command
@@ -241,34 +239,6 @@ def test_the_table_of_where_time_goes(monkeypatch, capsys):
     for table in tables:
         shares = [number(share) for share in re.findall(r"^  \w.{23} *([-\d.]+)%$", table, re.MULTILINE)]
         assert len(shares) > 6 and sum(shares) == pytest.approx(100, abs=1)
-
-
-def test_the_table_of_processes(monkeypatch, capsys):
-    """Runs that write what a run would: a first epoch that is far off, then 1000 images a second of one, 2400 of three
-    together, 900 of each that trains apart, half of all that in the second round (ratios are of a round's own), and one epoch
-    of twice that."""
-    def started(command, **_):
-        count, out = int(command[command.index("--nproc_per_node") + 1]), Path(command[command.index("--output_dir") + 1])
-        out.mkdir()
-        index = int(out.name.split("-")[0])                                         # five folders a round
-        speed = {0: 1000, 1: 2400, 2: 900}[index % 5] / (1 + index // 5)
-        assert count == (3 if index % 5 == 1 else 1)
-        speeds = 9e6, speed, speed, 2 * speed if index % 5 == 1 else speed
-        (out / "log.jsonl").write_text("\n".join(json.dumps({"images_per_second": value}) for value in speeds))
-        return SimpleNamespace(wait=lambda: fails)
-    fails = 0
-    monkeypatch.setattr(processes.subprocess, "Popen", started)
-    run(monkeypatch, processes, "--processes", "3", "--rounds", "2", "--epochs", "4")
-    table = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
-    rows = [["1", "process", "750", "1.00", "1.00", "-", "1.00", "1000", "1.00"],
-            ["3", "together", "1800", "2.40", "2.40", "-", "2.40", "4800", "4.80"],
-            ["3", "apart", "2025", "2.70", "2.70", "-", "2.70", "2700", "2.70"]]
-    assert table == [["pretrain"], *rows, ["finetune"], *rows]
-    fails = 2
-    for flags, words in (([], "main_pretrain.py on 1 processes ended with exit code 2"), (["--epochs", "1"], "at least 2")):
-        with pytest.raises(SystemExit) as end:
-            run(monkeypatch, processes, *flags)
-        assert end.value.code == 2 and words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (PROJECT / "benchmarks").glob("[a-z]*.py")))
